@@ -1,0 +1,51 @@
+# Everything runs as root on Debian 12; `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= /usr/bin/python3
+BIN := .venv/bin
+SOURCES := fabric bgp policy tests
+
+# What the labs and tests run besides Python: real routers, a real etcd, the tools of the kernel.
+APT := python3 python3-venv python3-dev gcc iproute2 iptables ipset nftables conntrack iputils-ping procps \
+	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins
+
+.PHONY: help setup demo test check bench fmt clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/.ready ## install what is missing: Debian packages, then .venv
+
+.venv/.ready: pyproject.toml
+	@tests/setup-host.sh $(APT)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setup: Python packages into .venv"
+	@$(BIN)/python -m pip install --quiet --upgrade pip wheel setuptools
+	@$(BIN)/python -m pip install --quiet -e '.[dev,plots]'
+	@touch $@
+
+demo: setup ## a lab with a real router: join, attach, announce, reach
+	@$(BIN)/python -m tests.demo
+
+test: setup ## all tests, ring by ring
+	@$(BIN)/python -m tests.rings
+
+check: setup ## format, lint, types, layers, unit tests
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -n 2 tests/unit
+
+bench: setup ## the benchmarks, each beside its peer in one run
+	@$(BIN)/python -m tests.bench.attach
+
+fmt: setup ## format and mend what can be mended
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean: ## remove what setup and the tools left in this folder
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,176 @@
+"""Runs one ExaBGP process and its pump: start, talk, reload, notice a stall, kill.
+
+ExaBGP is killed with SIGKILL, never asked to stop: a kill sends no NOTIFICATION, so peers with graceful
+restart hold our routes. It dies with this process (PR_SET_PDEATHSIG through setpriv), and the pump dies
+with either of the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from bgp.rib import SessionSpec
+from bgp.speaker import exabgp_config, exabgp_wire
+from bgp.speaker.exabgp_wire import Command, Heard, Neighbor, Neighbors, Refused
+from fabric.errors import ConfigError, SpeakerError
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 20.0  # Python, and 5 s more where the host's name is not in /etc/hosts
+TICK_SECONDS = 1.0
+# Pings without a sign of life. Counted, not timed: a node that slept must not look like a stall.
+# A batch of 1,000 prefixes is parsed in 0.3 s, and the acks of what is queued count as signs.
+STALL_TICKS = 6
+CONFIRM_SECONDS = 10.0
+CONFIRM_EVERY = 0.25
+RELOAD_EVERY = 1.0
+
+
+class Exabgp:
+    """One run of ExaBGP. `hear` gets what it says, a batch at a time, on the event loop."""
+
+    def __init__(self, run_dir: Path, pump_socket: Path, hear: Callable[[list[Heard]], None]) -> None:
+        self._config = run_dir / "exabgp.conf"
+        self._pump_socket = pump_socket
+        self._hear = hear
+        self.sessions: frozenset[SessionSpec] = frozenset()
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._shown: asyncio.Queue[Neighbors] = asyncio.Queue()
+        self._unanswered = 0
+
+    async def start(self, sessions: frozenset[SessionSpec]) -> asyncio.subprocess.Process:
+        """Write the configuration and spawn; the pump then connects to its socket by itself."""
+        self.sessions = sessions
+        _write(self._config, self._render(sessions))
+        self._process = await self._spawn("server", self._config)
+        return self._process
+
+    def connected(self, writer: asyncio.StreamWriter) -> None:
+        """The pump is there: commands go through `writer`."""
+        self._writer = writer
+
+    async def listen(self, reader: asyncio.StreamReader) -> None:
+        """Hand on what ExaBGP says until the stream ends."""
+        rest = b""
+        while data := await reader.read(1 << 18):
+            self._unanswered = 0
+            *lines, rest = (rest + data).split(b"\n")
+            heard = [message for line in lines if (message := exabgp_wire.parse(line.decode())) is not None]
+            for message in heard:
+                self._note(message)
+            self._hear(heard)
+            await asyncio.sleep(0)  # a flood must not starve the agents' sockets
+        raise SpeakerError("ExaBGP closed its end of the pump")
+
+    def _note(self, message: Heard) -> None:
+        if isinstance(message, Neighbors):
+            self._shown.put_nowait(message)
+        elif isinstance(message, Refused):
+            # Harmless where a session ended while its End-of-RIB was on the way; else a bug of ours.
+            log.warning("ExaBGP refused a command")
+
+    async def watch(self) -> None:
+        """Raise SpeakerError once ExaBGP has answered nothing for STALL_TICKS pings."""
+        while self._unanswered < STALL_TICKS:
+            self._say(exabgp_wire.PING)
+            self._unanswered += 1
+            await asyncio.sleep(TICK_SECONDS)
+        raise SpeakerError(f"ExaBGP answered nothing for {STALL_TICKS * TICK_SECONDS:.0f} s")
+
+    def send(self, commands: Iterable[Command]) -> None:
+        """Queue `commands`; without a pump they are dropped, since each `up` sends everything again."""
+        for command in commands:
+            for line in exabgp_wire.render(command):
+                self._say(line)
+
+    def _say(self, line: str) -> None:
+        if self._writer is not None:
+            self._writer.write(line.encode("ascii") + b"\n")
+
+    async def reload(self, sessions: frozenset[SessionSpec]) -> None:
+        """Make ExaBGP run exactly `sessions`; those it runs already are not touched.
+
+        One failed reload wedges all later ones, so the file is validated before it is put in place.
+        `done` comes before the outcome and a reload is silently lost while routes are waiting to be
+        sent, so it is repeated until `show neighbor` agrees.
+
+        Raises:
+            ConfigError: ExaBGP refused the file; the old one is in force.
+            SpeakerError: it took the file and does not show it; only a restart cures that.
+        """
+        new = self._config.with_suffix(".new")
+        _write(new, self._render(sessions))
+        await self._validate(new)
+        new.replace(self._config)
+        before, self.sessions = _shown(self.sessions), sessions
+        # What `show neighbor` cannot show may have changed alone: then one answer proves nothing.
+        rounds = 2 if before == _shown(sessions) else 1
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                for _ in range(rounds):
+                    await self._reload_until(_shown(sessions))
+        except TimeoutError:
+            raise SpeakerError("ExaBGP reloaded its configuration and shows other sessions") from None
+
+    async def _reload_until(self, want: frozenset[Neighbor]) -> None:
+        while True:
+            self._say(exabgp_wire.RELOAD)
+            for _ in range(int(RELOAD_EVERY / CONFIRM_EVERY)):
+                await asyncio.sleep(CONFIRM_EVERY)
+                if await self._show() == want:
+                    return
+
+    async def _show(self) -> frozenset[Neighbor]:
+        self._say(exabgp_wire.SHOW)
+        return (await self._shown.get()).sessions
+
+    async def _validate(self, path: Path) -> None:
+        process = await self._spawn("validate", path, output=asyncio.subprocess.PIPE)
+        try:
+            out, _ = await process.communicate()
+        finally:
+            await end(process)
+        if process.returncode:
+            said = out.decode(errors="replace").strip()[-400:]
+            raise ConfigError(f"exabgp validate {path}: {said}; the sessions stay as they were")
+
+    async def _spawn(self, verb: str, path: Path, output: int | None = None) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL", "--"),
+            *(sys.executable, "-m", "exabgp", verb, str(path)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output or 2,  # both to our stderr: its stdout is nobody's protocol
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **exabgp_config.ENVIRONMENT},
+        )
+
+    def _render(self, sessions: frozenset[SessionSpec]) -> str:
+        pump = Path(__file__).with_name("pump.py")
+        return exabgp_config.render(sessions, f"{sys.executable} -I -S {pump} {self._pump_socket}")
+
+
+def _shown(sessions: Iterable[SessionSpec]) -> frozenset[Neighbor]:
+    return frozenset(
+        Neighbor(spec.peer, spec.source, spec.peer_as, spec.local_as, spec.hold_time) for spec in sessions
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Kill `process` if it still runs, and wait until it is gone."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):  # it ended between the look and the kill
+            process.kill()
+    await asyncio.shield(process.wait())

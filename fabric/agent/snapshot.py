@@ -1,0 +1,187 @@
+"""Fold the datastore's keys into one immutable snapshot of what they mean. Pure.
+
+Two sources feed it: the watch, and our own transactions at their revision (read your writes). An older
+event about a key never overwrites a newer one, whichever came first.
+
+What cannot be read is treated as absent and kept in `problems`, so that one broken object does not
+stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from fabric.errors import ConfigError
+from fabric.ipam import block as blocks
+from fabric.ipam.assign import Stored as StoredBlock
+from fabric.ipam.assign import View
+from fabric.ipam.types import Prefix
+from fabric.model import kinds, wire
+from fabric.model.base import Resource
+from fabric.model.bgp import BGPConfiguration, BGPPeer
+from fabric.model.ippool import IPPool
+from fabric.model.node import Node
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.store import keys
+from fabric.store.kv import Changes, KeyValue, Put, Txn
+
+R = TypeVar("R", bound=Resource)
+
+_PLURAL: Mapping[type[Resource], str] = {kind.cls: kind.plural for kind in kinds.KINDS}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A resource with the revision it was read at."""
+
+    resource: Resource
+    revision: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything below /calico as of the watch's `revision`, plus our own newer writes.
+
+    `seen` has the newest revision of each key, `deleted` that of each key removed since: it is forgotten
+    once the watch has passed it. `lost` says why the watch is broken, "" while it is not: the rest then stands as it was.
+    """
+
+    revision: int = 0
+    in_sync: bool = False
+    lost: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict)
+    deleted: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[keys.ResourceKey, Stored] = field(default_factory=dict)
+    blocks: Mapping[Prefix, StoredBlock] = field(default_factory=dict)
+    affinities: Mapping[keys.AffinityKey, tuple[bool, int]] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    def all(self, kind: type[R]) -> tuple[R, ...]:
+        """Return every resource of one kind."""
+        return tuple(s.resource for s in self.resources.values() if isinstance(s.resource, kind))
+
+    def get(self, kind: type[R], name: str, namespace: str | None = None) -> R | None:
+        """Return one resource, or None."""
+        stored = self.stored(kind, name, namespace)
+        return stored.resource if stored and isinstance(stored.resource, kind) else None
+
+    def stored(self, kind: type[R], name: str, namespace: str | None = None) -> Stored | None:
+        """Return one resource with its revision, or None."""
+        return self.resources.get(keys.ResourceKey(_PLURAL[kind], namespace, name))
+
+    def endpoints(self, node: str) -> tuple[WorkloadEndpoint, ...]:
+        """Return the workload endpoints of `node`."""
+        return tuple(e for e in self.all(WorkloadEndpoint) if e.spec.node == node)
+
+    def view(self, node: str) -> View:
+        """Return what IPAM decides on for `node`."""
+        me = self.get(Node, node)
+        return View(
+            node=node,
+            labels=me.metadata.labels if me else {},
+            pools=self.all(IPPool),
+            blocks=self.blocks,
+            affinities={key.prefix: state for key, state in self.affinities.items() if key.node == node},
+        )
+
+    def bgp_configuration(self) -> BGPConfiguration | None:
+        return self.get(BGPConfiguration, "default")
+
+    def peers(self) -> tuple[BGPPeer, ...]:
+        return self.all(BGPPeer)
+
+
+def fold(snapshot: Snapshot, changes: Changes, *, watched: bool = True) -> Snapshot:
+    """Return the snapshot after `changes`; `watched` is False for a transaction of our own."""
+    # A watch that goes back in time follows an etcd restored from a backup: revisions start over there.
+    restored = watched and changes.revision < snapshot.revision
+    edit = _Edit(replace(snapshot, seen={}, deleted={}) if restored else snapshot)
+    for key in changes.deletes:
+        if changes.revision >= edit.newest(key):
+            edit.delete(key, changes.revision)
+    for item in changes.puts:
+        if item.revision >= edit.newest(item.key):
+            edit.put(item)
+    return edit.done(changes.revision if watched else snapshot.revision)
+
+
+def written(txn: Txn, revision: int) -> Changes:
+    """Return what a committed transaction did, as the watch will report it later."""
+    return Changes(
+        revision,
+        puts=tuple(KeyValue(op.key, op.value, revision) for op in txn.ops if isinstance(op, Put)),
+        deletes=tuple(op.key for op in txn.ops if not isinstance(op, Put)),
+    )
+
+
+class _Edit:
+    """Copies of the maps of one snapshot while a batch is folded in."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._base = snapshot
+        self._seen = dict(snapshot.seen)
+        self._deleted = dict(snapshot.deleted)
+        self._resources = dict(snapshot.resources)
+        self._blocks = dict(snapshot.blocks)
+        self._affinities = dict(snapshot.affinities)
+        self._problems = dict(snapshot.problems)
+
+    def newest(self, key: str) -> int:
+        return self._seen.get(key) or self._deleted.get(key, 0)
+
+    def put(self, item: KeyValue) -> None:
+        self._forget(item.key)
+        self._seen[item.key] = item.revision
+        try:
+            self._read(item)
+        except ConfigError as err:
+            self._problems[item.key] = str(err)
+
+    def _read(self, item: KeyValue) -> None:
+        match keys.parse(item.key):
+            case keys.ResourceKey() as key:
+                self._resources[key] = Stored(wire.from_json(item.value), item.revision)
+            case keys.BlockKey(prefix):
+                self._blocks[prefix] = StoredBlock(blocks.from_json(item.value), item.revision)
+            case keys.AffinityKey() as key:
+                self._affinities[key] = (_confirmed(item.value), item.revision)
+
+    def delete(self, key: str, revision: int) -> None:
+        self._forget(key)
+        self._deleted[key] = revision
+
+    def _forget(self, key: str) -> None:
+        self._seen.pop(key, None)
+        self._deleted.pop(key, None)
+        self._problems.pop(key, None)
+        match keys.parse(key):
+            case keys.ResourceKey() as parsed:
+                self._resources.pop(parsed, None)
+            case keys.BlockKey(prefix):
+                self._blocks.pop(prefix, None)
+            case keys.AffinityKey() as parsed:
+                self._affinities.pop(parsed, None)
+
+    def done(self, revision: int) -> Snapshot:
+        return replace(
+            self._base,
+            revision=revision,
+            seen=self._seen,
+            deleted={key: at for key, at in self._deleted.items() if at > revision},
+            resources=self._resources,
+            blocks=self._blocks,
+            affinities=self._affinities,
+            problems=self._problems,
+        )
+
+
+def _confirmed(value: str) -> bool:
+    """An affinity with no state is an old one and counts as confirmed (calico-semantics §5)."""
+    try:
+        document = json.loads(value)
+        return document.get("state", "confirmed") in {"", "confirmed"} and not document.get("deleted")
+    except (ValueError, AttributeError) as err:
+        raise ConfigError(f"stored affinity: not readable: {err}") from err

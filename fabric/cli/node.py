@@ -1,0 +1,229 @@
+"""`fabricctl node`: join, leave, status, list."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import time
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fabric import config as configuration
+from fabric.cli import output
+from fabric.cli.options import Etcd, Labels, Output, pairs, split
+from fabric.cli.output import Format
+from fabric.config import Config
+from fabric.errors import FabricError
+
+if TYPE_CHECKING:
+    from fabric.ops.join import Peer
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.command()
+def join(
+    etcd: Etcd = None,
+    name: Annotated[str, typer.Option(help="The node's name.", show_default="the host name")] = "",
+    ip: Annotated[str, typer.Option(help="The node's address, or auto.")] = "auto",
+    as_number: Annotated[int | None, typer.Option("--as", help="Its AS number; else the cluster's.")] = None,
+    label: Labels = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="IP=AS", help="A BGP peer of this node; may be repeated.")
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PREFIX", help="The first pool of a new cluster.", show_default="a free one"),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay attached, for a service manager.")
+    ] = False,
+) -> None:
+    """Check this host, register it as a node, start its agent and BGP speaker.
+
+    Example: fabricctl node join --etcd 192.0.2.10:2379 --as 65001 --peer 192.0.2.1=65000
+    """
+    from fabric.ops import join as op
+
+    endpoints = configuration.endpoints_of(split(etcd)) if etcd else ()
+    config = Config(
+        endpoints or configuration.required(configuration.load()).etcd, name or socket.gethostname()
+    )
+    request = op.Request(
+        etcd=config.etcd,
+        name=config.node,
+        ip=ip,
+        as_number=as_number,
+        labels=pairs(label, "--label"),
+        peers=tuple(_peer(text) for text in split(peer)),
+        pools=tuple(_pool(text) for text in split(pool)),
+    )
+    output.note(f"checking this host and registering node {config.node} ...")
+    registered = op.run_register(request)
+    for warning in registered.warnings:
+        output.note(f"warning: {warning}")
+    for change in registered.changes or ("nothing to change in the datastore",):
+        print(change)
+    process = op.start(config)
+    output.note("waiting for agent, speaker and sessions ..." if process else "agent and speaker run already")
+    try:
+        status = op.wait_ready(process)
+        print(f"node {status['node']} ({status['address']}) is ready")
+        _print_sessions(status["sessions"])
+        _refuse_dead_sessions(status["sessions"])
+    finally:
+        if foreground and process:
+            _stay(process)
+
+
+def _stay(process: subprocess.Popen[bytes]) -> None:
+    """Live and end with the supervisor; pass on the signals that a service manager sends."""
+
+    def pass_on(number: int, _: Any) -> None:
+        process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    if status := process.wait():
+        raise FabricError(f"supervisor: ended with status {status}; see {configuration.LOG}")
+
+
+def _refuse_dead_sessions(sessions: list[dict[str, Any]]) -> None:
+    dead = [s for s in sessions if s["state"] != "Established"]
+    if dead:
+        why = "\n".join(
+            f"  {s['peer']} (AS {s['peer_as']}): {s['state']}: {s['reason'] or 'no answer'}" for s in dead
+        )
+        raise FabricError(
+            f"session not established:\n{why}\nthe node has joined and keeps trying; until then nothing is announced "
+            "there; compare address and AS with the router's configuration"
+        )
+
+
+def _peer(text: str) -> Peer:
+    from fabric.ops.join import Peer
+
+    address, _, number = text.rpartition("=")
+    try:
+        return Peer(ip_address(address), int(number))
+    except ValueError as err:
+        raise typer.BadParameter(
+            f'"{text}" is not IP=AS, such as 192.0.2.1=65000', param_hint="--peer"
+        ) from err
+
+
+def _pool(text: str) -> Any:
+    try:
+        return ip_network(text)
+    except ValueError as err:
+        raise typer.BadParameter(f'"{text}" is not a prefix: {err}', param_hint="--pool") from err
+
+
+@app.command()
+def leave() -> None:
+    """Give back this node's blocks and names, stop its processes, clean the kernel.
+
+    Example: fabricctl node leave
+    """
+    from fabric.ops import leave as op
+    from fabric.store.etcd import Etcd as Store
+
+    config = configuration.load()
+
+    async def connected() -> op.Left:
+        kv = Store(configuration.required(config).etcd)
+        try:
+            return await op.leave(config, kv)
+        finally:
+            await kv.close()
+
+    output.note(f"node {config.node or '(none)'} leaves ...")
+    for line in asyncio.run(connected()).lines:
+        print(line)
+
+
+@app.command()
+def status(form: Output = Format.TABLE) -> None:
+    """Show this node: readiness, sessions, blocks, what the kernel refused. Exit status 1 unless ready.
+
+    Example: fabricctl node status -o json
+    """
+    from fabric.api import client
+
+    answer = client.call("GET", "/v1/status")
+    if form is Format.TABLE:
+        _print_status(answer)
+    else:
+        output.document(answer, form)
+    raise typer.Exit(0 if answer["ready"] else 1)
+
+
+def _print_status(answer: dict[str, Any]) -> None:
+    store = answer["datastore"]
+    print(f"node       {answer['node']} ({answer['address'] or 'not registered'})")
+    print(f"ready      {'yes' if answer['ready'] else 'no'}")
+    print(
+        f"datastore  {'in sync' if store['in_sync'] else store['lost'] or 'reading'}, revision {store['revision']}"
+    )
+    print(f"speaker    {'connected' if answer['speaker']['connected'] else 'not connected'}")
+    print(f"workloads  {answer['workloads']}")
+    print()
+    _print_sessions(answer["sessions"])
+    print()
+    output.table(["BLOCK", "HELD", "SIZE"], [(b["prefix"], b["held"], b["size"]) for b in answer["blocks"]])
+    for title, lines in (("refused by the kernel", answer["refused"]), ("not readable", answer["problems"])):
+        if lines:
+            print(f"\n{title}:")
+            print("\n".join(f"  {line}" for line in lines))
+
+
+def _print_sessions(sessions: list[dict[str, Any]]) -> None:
+    now = time.time()
+    output.table(
+        ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "ACCEPTED", "ADVERTISED", "WHY"],
+        [
+            (
+                s["peer"],
+                s["peer_as"],
+                s["state"],
+                output.age(now - s["since"]) if s["since"] else "-",
+                s["received"],
+                s["accepted"],
+                s["advertised"],
+                s["reason"],
+            )
+            for s in sessions
+        ],
+    )
+
+
+@app.command("list")
+def list_nodes(form: Output = Format.TABLE) -> None:
+    """List the nodes of the cluster.
+
+    Example: fabricctl node list
+    """
+    from fabric.cli.store import fetch
+    from fabric.model.base import tree
+    from fabric.model.node import Node
+
+    nodes = [n for n in fetch("node") if isinstance(n, Node)]
+    if form is not Format.TABLE:
+        output.document([tree(n) for n in nodes], form)
+        return
+    output.table(
+        ["NAME", "ADDRESS", "AS", "LABELS"],
+        [
+            (
+                n.metadata.name,
+                (n.spec.bgp and (n.spec.bgp.ipv4_address or n.spec.bgp.ipv6_address)) or "-",
+                (n.spec.bgp and n.spec.bgp.as_number) or "(cluster's)",
+                ",".join(f"{k}={v}" for k, v in sorted(n.metadata.labels.items())) or "-",
+            )
+            for n in nodes
+        ],
+    )

@@ -1,0 +1,35 @@
+"""Run one datastore operation for a command, on a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from fabric import config as configuration
+from fabric.model import kinds
+from fabric.model.base import Resource
+from fabric.ops import resources
+from fabric.store.etcd import Etcd
+from fabric.store.kv import KeyValueStore
+
+T = TypeVar("T")
+
+
+def with_store(work: Callable[[KeyValueStore], Awaitable[T]]) -> T:
+    """Return what `work` makes of the configured datastore."""
+
+    async def connected() -> T:
+        kv = Etcd(configuration.required(configuration.load()).etcd)
+        try:
+            return await work(kv)
+        finally:
+            await kv.close()
+
+    return asyncio.run(connected())
+
+
+def fetch(word: str, names: Sequence[str] = (), namespace: str | None = None) -> list[Resource]:
+    """Return the resources that `get WORD NAMES` means."""
+    kind = kinds.lookup(word)
+    return with_store(lambda kv: resources.get(kv, kind, names, namespace))

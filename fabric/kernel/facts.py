@@ -1,0 +1,145 @@
+"""Touches what a host says about itself: its addresses, who listens on a port, its clock, its kernel.
+
+Reads only. For the checks of `node join` and for the choice of a session's source address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from pathlib import Path
+
+from fabric.kernel.netlink import IFF_UP, RTEXT_FILTER_SKIP_STATS, dump
+from fabric.kernel.threads import in_thread
+
+TCP_LISTEN = "0A"
+TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """One address of one link; `kind` is the link's ("veth", "vlan", ...), empty for a plain device."""
+
+    link: str
+    address: IPv4Interface | IPv6Interface
+    up: bool
+    kind: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A process that holds a TCP port; `pid` 0 and no name when it belongs to a process we cannot see."""
+
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`error` is the largest error the kernel admits, in microseconds."""
+
+    synchronised: bool
+    error: int
+
+
+async def addresses() -> list[HostAddress]:
+    """Return every address of this network namespace, in the kernel's order."""
+    links = {link["index"]: link for link in await dump("link", ext_mask=RTEXT_FILTER_SKIP_STATS)}
+    found = []
+    for message in await dump("addr"):
+        link = links.get(message["index"])
+        if link is None:
+            continue  # it came between the two reads
+        # On a point-to-point link IFA_ADDRESS is the other end.
+        address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+        value = ip_interface((address, message["prefixlen"]))
+        name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & IFF_UP)
+        found.append(HostAddress(name, value, up, kind, link.get_attr("IFLA_MTU")))
+    return found
+
+
+async def listeners(port: int) -> list[Listener]:
+    """Return who listens on the TCP port in this network namespace, v4 or v6; reads all of /proc."""
+    return await in_thread(partial(_listeners, port))
+
+
+def _listeners(port: int) -> list[Listener]:
+    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
+    holders = set(_holders(inodes)) if inodes else set()
+    unseen = inodes - {inode for inode, _pid in holders}
+    pids = sorted({pid for _inode, pid in holders})
+    return [Listener(pid, _name(pid)) for pid in pids] + ([Listener(0, "")] if unseen else [])
+
+
+def _listening(table: str, port: int) -> Iterator[str]:
+    try:
+        lines = Path("/proc/thread-self/net", table).read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return  # a host without IPv6
+    for fields in map(str.split, lines):
+        if fields[3] == TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+            yield fields[9]
+
+
+def _holders(inodes: set[str]) -> Iterator[tuple[str, int]]:
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        for target in _open_files(folder):
+            if target in wanted:
+                yield wanted[target], int(folder.parent.name)
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return  # it has just ended, or is not ours to look into
+    for entry in entries:
+        # Closed since it was listed: among our own files that is the listing itself.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            yield str(entry.readlink())
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+async def clock() -> Clock:
+    """Return what adjtimex(2) says; it changes nothing and needs no privilege."""
+    # struct timex begins with modes (an int, padded), offset, freq and maxerror, each a long.
+    timex = (ctypes.c_long * 32)()
+    state = ctypes.CDLL(None).adjtimex(timex)
+    return Clock(state not in (-1, TIME_ERROR), timex[3])
+
+
+async def has_ipv6() -> bool:
+    return await in_thread(Path("/proc/sys/net/ipv6").is_dir)
+
+
+async def has_module(name: str) -> bool | None:
+    """Whether the kernel has `name` ("ipip"), loaded, built in or loadable.
+
+    None: the host's module list is not there, so it cannot be told without trying.
+    """
+    return await in_thread(partial(_has_module, name))
+
+
+def _has_module(name: str) -> bool | None:
+    if Path("/sys/module", name).is_dir():
+        return True
+    folder = Path("/lib/modules", os.uname().release)
+    try:
+        text = (folder / "modules.builtin").read_text() + (folder / "modules.dep").read_text()
+    except FileNotFoundError:
+        return None
+    return any(f"/{name}.ko" in line.partition(":")[0] for line in text.splitlines())

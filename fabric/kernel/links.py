@@ -1,0 +1,235 @@
+"""Touches veth pairs, their addresses, neighbours and sysctls: the `Links` behind `fabric.plan.links`.
+
+A pair is made from inside the container's namespace with its other end on the host, and configured there,
+then here; the host end goes up last of all, so that one which is down was left half-made. One thread does it
+all in two batches of netlink requests; `fabric.kernel.netlink` says why by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from fabric.errors import DataplaneError
+from fabric.kernel import netlink
+from fabric.kernel.netlink import NUD_PERMANENT, Hop, Request, Rtnl, dump
+from fabric.kernel.threads import enter, home_and_target, in_thread
+from fabric.plan.links import GATEWAY4, HOST_LINK_LOCAL, HOST_MAC, HostLink, Neighbour, Veth, is_ours
+
+RTPROT_STATIC = 4
+LOOPBACK = 1  # the first link of every network namespace
+CONF = Path("/proc/sys/net")  # follows the namespace of the thread that opens a file in it
+HOST_SYSCTLS = {
+    "ipv4": {"proxy_arp": 1, "forwarding": 1},
+    "ipv6": {"proxy_ndp": 1, "forwarding": 1, "accept_ra": 0, "accept_dad": 0},
+}
+
+
+class NetlinkLinks:
+    """The workload links of the network namespace of the calling thread."""
+
+    def __init__(self) -> None:
+        # The kernel makes links one at a time anyway (the RTNL lock); 50 threads at once, which also contend
+        # for the interpreter's lock, took 1.2 to 3.4 times as long as one after the other.
+        self._turn = asyncio.Lock()
+
+    async def owned_links(self) -> list[HostLink]:
+        neighbours: dict[int, set[Neighbour]] = {}
+        for entry in await dump("neigh", state=NUD_PERMANENT):
+            pair = (ip_address(entry.get_attr("NDA_DST")), entry.get_attr("NDA_LLADDR"))
+            neighbours.setdefault(entry["ifindex"], set()).add(pair)
+        found = await dump("link", kind="veth", ext_mask=netlink.RTEXT_FILTER_SKIP_STATS)
+        ours = [message for message in found if is_ours(message.get_attr("IFLA_IFNAME"))]
+        return [_host_link(message, frozenset(neighbours.get(message["index"], ()))) for message in ours]
+
+    async def create(self, veth: Veth) -> None:
+        async with self._turn:
+            await in_thread(partial(_create, veth))
+
+    async def remove(self, name: str) -> None:
+        # In a thread: the kernel waits for an RCU grace period (10 ms and more) inside the request.
+        async with self._turn:
+            await in_thread(partial(_remove, name))
+
+
+def _host_link(message: Any, neighbours: frozenset[Neighbour]) -> HostLink:
+    return HostLink(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=message["index"],
+        up=bool(message["flags"] & netlink.IFF_UP),
+        mac=message.get_attr("IFLA_ADDRESS"),
+        neighbours=neighbours,
+        sysctls=_sysctls_hold(message.get_attr("IFLA_AF_SPEC")),
+    )
+
+
+def _sysctls_hold(spec: Any) -> bool:
+    """Whether HOST_SYSCTLS are set; the dump carries them, which spares six files a link."""
+    inet6 = spec.get_attr("AF_INET6")
+    held = {"ipv4": spec.get_attr("AF_INET"), "ipv6": inet6 and inet6.get_attr("IFLA_INET6_CONF")}
+    # A host without IPv6 has nothing to hold there.
+    return all(
+        held[family][key] == value
+        for family, keys in HOST_SYSCTLS.items()
+        if held[family]
+        for key, value in keys.items()
+    )
+
+
+def _remove(name: str) -> None:
+    with Rtnl() as rtnl:
+        try:
+            rtnl.run([netlink.link_delete(name)], "it is still there and the next pass retries")
+        except DataplaneError as err:
+            if err.code != errno.ENODEV:
+                raise
+
+
+def _create(veth: Veth) -> None:
+    with home_and_target(veth.netns) as (home, target), Rtnl() as host:
+        _enter(target, veth)
+        with Rtnl() as container:
+            made = _make(veth, home, host, container)
+            try:
+                _settle_container(veth, container, fresh=made)
+                enter(home)
+                _settle_host(veth, host, fresh=made)
+            except (DataplaneError, OSError) as err:
+                state = "the link was removed again" if made else "the link stands as it was found"
+                if made:
+                    host.run([netlink.link_delete(veth.name)])
+                raise _failure(veth, err, state) from err
+
+
+def _failure(veth: Veth, err: DataplaneError | OSError, state: str) -> DataplaneError:
+    if isinstance(err, DataplaneError):
+        what, code, said = err.what, err.code, err.hint
+    else:
+        what, code, said = str(err.filename or "namespace"), err.errno or errno.EIO, ""
+    where = f"link {veth.name} of {veth.netns}"
+    return DataplaneError(f"{where}: {what}", code, "; ".join(filter(None, [said, state])))
+
+
+def _enter(target: int, veth: Veth) -> None:
+    try:
+        enter(target)
+    except OSError as err:
+        hint = "it is not a network namespace, or may not be entered; nothing was changed"
+        raise DataplaneError(f"enter {veth.netns}", err.errno or errno.EIO, hint) from err
+
+
+def _make(veth: Veth, home: int, host: Rtnl, container: Rtnl) -> bool:
+    """Make the pair and return True, or return False when it is there already.
+
+    Asked only after a refusal, so that the usual case costs one request.
+    """
+    request = netlink.veth_create(veth.interface, veth.mac, veth.name, HOST_MAC, home, veth.mtu)
+    try:
+        container.run([request], "nothing was changed")
+        return True
+    except DataplaneError as err:
+        if err.code != errno.EEXIST:
+            raise
+    inside, outside = container.link(veth.interface), host.link(veth.name)
+    if inside and outside and inside == outside[::-1]:
+        return False
+    if inside:
+        what = f"link {veth.name}: interface {veth.interface} in {veth.netns}"
+        hint = "the container has one of that name already, which is not ours; nothing was changed"
+        raise DataplaneError(what, errno.EEXIST, hint)
+    # The name's last life is still in some other namespace: a container that is going away.
+    host.run([netlink.link_delete(veth.name)])
+    container.run([request], "nothing was changed")
+    return True
+
+
+def _settle_container(veth: Veth, container: Rtnl, *, fresh: bool) -> None:
+    """Runs inside the container's namespace; every request may be repeated."""
+    index = socket.if_nametoindex(veth.interface)
+    versions = {address.version for address in veth.addresses}
+    if 6 in versions:
+        # Before the link goes up, since DAD would hold the address back for a second.
+        _write_sysctls("ipv6", veth.interface, {"accept_dad": 0, "disable_ipv6": 0})
+    requests = [netlink.link_up(LOOPBACK), netlink.link_up(index)]
+    if not fresh:
+        requests += _stale_addresses(veth, index)
+    requests += [netlink.address_set(index, ip_interface(address)) for address in veth.addresses]
+    if 4 in versions:
+        requests += _gateway4(index)
+    if 6 in versions:
+        requests += [netlink.neighbour_set(index, HOST_LINK_LOCAL, HOST_MAC)]
+        requests += [_default(IPv6Network("::/0"), Hop(index, HOST_LINK_LOCAL))]
+    container.run(requests)
+
+
+def _gateway4(index: int) -> list[Request]:
+    """The neighbour entry is permanent because the host's proxy ARP is silent without a default route."""
+    link_route = netlink.route_replace(
+        f"route {GATEWAY4}/32", IPv4Network(GATEWAY4), [Hop(index)], proto=RTPROT_STATIC, metric=0
+    )
+    return [
+        netlink.neighbour_set(index, GATEWAY4, HOST_MAC),
+        link_route,
+        _default(IPv4Network("0.0.0.0/0"), Hop(index, GATEWAY4)),
+    ]
+
+
+def _default(prefix: IPv4Network | IPv6Network, hop: Hop) -> Request:
+    # The metric is what `ip route` and the CNI plugins give: none in IPv4, the kernel's 1024 in IPv6.
+    return netlink.route_replace(
+        f"default route via {hop.gateway}", prefix, [hop], proto=RTPROT_STATIC, metric=0
+    )
+
+
+def _stale_addresses(veth: Veth, index: int) -> list[Request]:
+    with IPRoute() as ipr:
+        found = [
+            ip_interface(
+                (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"])
+            )
+            for message in ipr.addr("dump", index=index)
+        ]
+    return [
+        netlink.address_delete(index, interface)
+        for interface in found
+        if interface.ip not in veth.addresses and not interface.is_link_local
+    ]
+
+
+def _settle_host(veth: Veth, host: Rtnl, *, fresh: bool) -> None:
+    """Runs in the host's namespace; the link goes up last (see the module's docstring)."""
+    index = socket.if_nametoindex(veth.name)
+    for family, values in HOST_SYSCTLS.items():
+        _write_sysctls(family, veth.name, values)
+    requests = [] if fresh else [*_stale_neighbours(veth, index), netlink.link_mac(index, HOST_MAC)]
+    requests += [
+        netlink.neighbour_set(index, address, mac) for address, mac in sorted(veth.neighbours, key=str)
+    ]
+    if any(address.version == 6 for address in veth.addresses):
+        _write_sysctls("ipv6", veth.name, {"disable_ipv6": 0})
+        requests.insert(0, netlink.address_set(index, ip_interface((HOST_LINK_LOCAL, 64))))
+    host.run([*requests, netlink.link_up(index)])
+
+
+def _stale_neighbours(veth: Veth, index: int) -> list[Request]:
+    with IPRoute() as ipr:
+        found = [
+            ip_address(entry.get_attr("NDA_DST"))
+            for entry in ipr.neigh("dump", ifindex=index, state=NUD_PERMANENT)
+        ]
+    return [netlink.neighbour_delete(index, address) for address in found if address not in veth.addresses]
+
+
+def _write_sysctls(family: str, link: str, values: dict[str, int]) -> None:
+    folder = CONF / family / "conf" / link
+    if family == "ipv6" and not folder.exists():
+        return  # a host without IPv6; an IPv6 address is then refused by the kernel itself
+    for key, value in values.items():
+        (folder / key).write_text(str(value))

@@ -1,0 +1,114 @@
+"""What every resource is made of: the frozen base, metadata, and how a value becomes Calico's JSON tree.
+
+Unknown fields are kept where they were found and written back, so a newer tool's settings survive our
+updates. What is left out on writing follows the Go structs on the other side:
+
+- a field whose default is None stands for a pointer: whatever was set is written, False and 0 too;
+- any other field is left out at its type's zero value, unless it is required or marked ALWAYS;
+- a nested struct is written even when it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
+
+from fabric.model.fields import Annotations, LabelMap, Name, Timestamp
+
+API_VERSION: Final = "projectcalico.org/v3"
+ALWAYS: Final = "written at its zero value too"
+
+Tree: TypeAlias = dict[str, Any]
+Path: TypeAlias = tuple[str | int, ...]
+
+
+class Model(BaseModel):
+    """A frozen value whose fields are Calico's in camelCase; see the module for what is written."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        defer_build=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_absent(cls, data: object) -> object:
+        if not isinstance(data, dict) or None not in data.values():
+            return data
+        known = {field.alias for field in cls.model_fields.values()}
+        return {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+class Metadata(Model):
+    """Kubernetes' ObjectMeta, as far as anyone here sets it; the rest is kept as unknown fields."""
+
+    name: Name
+    namespace: str = ""
+    uid: str = ""
+    # Read from files that a `get` printed, and never written: the key's own revision is the truth.
+    resource_version: str = Field(default="", exclude=True)
+    generation: int | None = None
+    creation_timestamp: Timestamp | None = None
+    labels: LabelMap = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
+    owner_references: tuple[Mapping[str, Any], ...] = ()
+    finalizers: tuple[str, ...] = ()
+
+
+class Resource(Model):
+    """One resource of any kind. Subclasses set `kind`, and add `spec` and sometimes `status`."""
+
+    kind: str
+    api_version: str = API_VERSION
+    metadata: Metadata
+
+    def as_written(self) -> Self:
+        """Return what the datastore should hold: self, plus what Calico derives on every write."""
+        return self
+
+
+class Unknown(Resource):
+    """A kind that is not modelled here: everything but the metadata is an unknown field, so kept."""
+
+
+def tree(model: Model) -> Tree:
+    """Return `model` as JSON values in Calico's shape and order, unknown fields last."""
+    known: Tree = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if not _left_out(value, field):
+            known[field.alias or name] = _tree_value(value)
+    return known | (model.model_extra or {})
+
+
+def _left_out(value: object, field: FieldInfo) -> bool:
+    if value is None or field.exclude:
+        return True
+    if field.default is None or field.is_required() or ALWAYS in field.metadata:
+        return False
+    return not isinstance(value, Model) and not value
+
+
+def _tree_value(value: object) -> object:
+    match value:
+        case Model():
+            return tree(value)
+        case tuple():
+            return [_tree_value(item) for item in value]
+        case Mapping():
+            return dict(value)
+        case datetime():
+            return value.isoformat(timespec="seconds").replace("+00:00", "Z")
+        case bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)

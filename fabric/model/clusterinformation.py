@@ -1,0 +1,25 @@
+"""What the cluster says of itself, and whether agents may act at all (Calico's ClusterInformation)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fabric.model.base import Model, Resource
+from fabric.model.fields import Flag
+
+
+class ClusterInformationSpec(Model):
+    """`datastore_ready` False is the migration lock: agents stand still."""
+
+    cluster_guid: str = Field(default="", alias="clusterGUID")
+    cluster_type: str = ""
+    calico_version: str = ""
+    datastore_ready: Flag | None = None
+    variant: str = ""
+
+
+class ClusterInformation(Resource):
+    kind: Literal["ClusterInformation"] = "ClusterInformation"
+    spec: ClusterInformationSpec = Field(default_factory=ClusterInformationSpec)

@@ -1,0 +1,215 @@
+"""Decide what text is a valid name, address, prefix, AS number, selector … inside a resource.
+
+The messages are the rule alone; whoever reports one adds the file, the path and the value. Addresses are
+`ipaddress` objects inside and text outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
+
+from fabric.errors import ConfigError
+from policy import selector
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Prefix: TypeAlias = IPv4Network | IPv6Network
+
+MAX_SELECTOR = 1024  # characters; Calico's schema has the same limit
+MAX_ANNOTATIONS = 256 * 1024  # bytes, keys and values together
+
+_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """Accept text that `pattern` matches as a whole."""
+    compiled = re.compile(pattern)
+
+    def validate(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _name(text: str) -> str:
+    if len(text) > 253 or not re.fullmatch(_DNS_NAME, text):
+        raise ValueError("a name is lower-case letters, digits, '-' and '.', at most 253 characters")
+    return text
+
+
+def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    for key, value in labels.items():
+        if not re.fullmatch(rf"({_DNS_NAME}/)?{_WORD}", key):
+            raise ValueError(f'label key "{key}" is not [prefix/]name, with a name of 1 to 63 characters')
+        if not re.fullmatch(rf"({_WORD})?", value):
+            raise ValueError(f'label {key}: "{value}" is not up to 63 letters, digits, "-", "_" and "."')
+    return labels
+
+
+def _annotations(annotations: Mapping[str, str]) -> Mapping[str, str]:
+    size = sum(len(text.encode()) for item in annotations.items() for text in item)
+    if size > MAX_ANNOTATIONS:
+        raise ValueError(f"annotations take {size} bytes; at most {MAX_ANNOTATIONS} are allowed")
+    return annotations
+
+
+def _timestamp(value: object) -> datetime:
+    rule = "must be a time of RFC 3339, such as 2026-11-21T04:16:27Z"
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, datetime) and moment.tzinfo:
+            return moment.astimezone(UTC).replace(microsecond=0)
+    except (ValueError, OverflowError):
+        raise ValueError(rule) from None
+    raise ValueError(rule)
+
+
+def _read(kinds: tuple[type, ...], read: Callable[[str], object], rule: str) -> PlainValidator:
+    """Accept an object of `kinds`, or text that `read` turns into one; say `rule` otherwise."""
+
+    def validate(value: object) -> object:
+        if isinstance(value, kinds):
+            return value
+        try:
+            return read(value if isinstance(value, str) else "")
+        except ValueError:
+            raise ValueError(rule) from None
+
+    return PlainValidator(validate)
+
+
+def _prefix(value: object) -> Prefix:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        network = ip_network(value if isinstance(value, str) and "/" in value else "", strict=False)
+    except ValueError:
+        raise ValueError("must be a prefix, such as 10.0.0.0/16 or fd00::/48") from None
+    if ip_address(str(value).partition("/")[0]) != network.network_address:
+        raise ValueError(f"has host bits set; the prefix around it is {network}")
+    return network
+
+
+def _host_prefix(prefix: Prefix) -> Prefix:
+    if prefix.prefixlen != prefix.max_prefixlen:
+        raise ValueError(f"must be one address, /{prefix.max_prefixlen}")
+    return prefix
+
+
+def _rule_net(text: str) -> Prefix:
+    return ip_network(text, strict=False)
+
+
+def _as_number(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    high, dot, low = value.rpartition(".")
+    parts = (high, low) if dot else (low,)
+    if not all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts):
+        raise ValueError("must be an AS number, 0 to 4294967295, or dotted as 1.10 in quotes")
+    if not dot:
+        return int(low)
+    if max(int(high), int(low)) > 0xFFFF:
+        raise ValueError("each half of a dotted AS number is 0 to 65535")
+    return int(high) << 16 | int(low)
+
+
+def _selector(text: str) -> str:
+    if len(text) > MAX_SELECTOR:
+        raise ValueError(f"a selector has at most {MAX_SELECTOR} characters, this one {len(text)}")
+    try:
+        selector.parse(text)
+    except ConfigError as err:
+        # The reporter shows the value itself.
+        raise ValueError("unexpected" + str(err).rpartition('": unexpected')[2]) from None
+    return text
+
+
+def _port_match(value: object) -> object:
+    """Calico's grammar: all digits are a port, digits:digits a range, anything else a port's name."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("must be a port, MIN:MAX, or the name of a port")
+    text = str(value)
+    if re.fullmatch(r"[0-9]{1,9}(:[0-9]{1,9})?", text):
+        first, _, last = text.partition(":")
+        if not 1 <= int(first) <= int(last or first) <= 65535:
+            raise ValueError("ports are 1 to 65535, and a range goes upwards")
+        return value if last else int(first)
+    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,128}", text):
+        raise ValueError("must be a port, MIN:MAX, or the name of a port")
+    return value
+
+
+_PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "ICMP", "ICMPv6", "SCTP", "UDPLite")}
+
+
+def _protocol(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255:
+        return value
+    if isinstance(value, str) and value.lower() in _PROTOCOLS:
+        return _PROTOCOLS[value.lower()]
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}", value) and 1 <= int(value) <= 255:
+        return int(value)
+    raise ValueError(f"must be one of {', '.join(_PROTOCOLS.values())}, or 1 to 255")
+
+
+Flag: TypeAlias = Annotated[bool, Strict()]
+Int: TypeAlias = Annotated[int, Strict()]
+Port: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=65535)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+LabelMap: TypeAlias = Annotated[Mapping[str, str], AfterValidator(_labels)]
+Annotations: TypeAlias = Annotated[Mapping[str, str], AfterValidator(_annotations)]
+Timestamp: TypeAlias = Annotated[datetime, PlainValidator(_timestamp)]
+SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
+ASNumber: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=0xFFFFFFFF), BeforeValidator(_as_number)]
+PortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match)]
+Protocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol)]
+Duration: TypeAlias = Annotated[
+    str, matching(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", "must be a duration, such as 120s or 2m")
+]
+Community: TypeAlias = Annotated[
+    str, matching(r"[0-9]{1,5}:[0-9]{1,5}|[0-9]{1,10}(:[0-9]{1,10}){2}", "must be aa:nn or aa:nn:mm")
+]
+InterfaceName: TypeAlias = Annotated[
+    str, matching(r"[a-zA-Z0-9_.-]{1,15}", "must be 1 to 15 letters, digits, '_', '.' and '-'")
+]
+Mac: TypeAlias = Annotated[
+    str, matching(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", "must be a MAC address, such as ee:ee:ee:ee:ee:ee")
+]
+
+IPv4: TypeAlias = Annotated[IPv4Address, _read((IPv4Address,), IPv4Address, "must be an IPv4 address")]
+IPv6: TypeAlias = Annotated[IPv6Address, _read((IPv6Address,), IPv6Address, "must be an IPv6 address")]
+AnyAddress: TypeAlias = Annotated[
+    Address, _read((IPv4Address, IPv6Address), ip_address, "must be an IP address")
+]
+IPv4WithPrefix: TypeAlias = Annotated[
+    IPv4Interface,
+    _read((IPv4Interface,), IPv4Interface, "must be an IPv4 address with its prefix length, as 192.0.2.1/24"),
+]
+IPv6WithPrefix: TypeAlias = Annotated[
+    IPv6Interface,
+    _read((IPv6Interface,), IPv6Interface, "must be an IPv6 address with its prefix length, as fd00::1/64"),
+]
+AnyPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix)]
+HostPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix), AfterValidator(_host_prefix)]
+RuleNet: TypeAlias = Annotated[
+    Prefix, _read((IPv4Network, IPv6Network), _rule_net, "must be an IP address or a prefix")
+]

@@ -1,0 +1,80 @@
+"""Decide which IP pools are valid, and their defaults (Calico's IPPool)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fabric.model.base import Model, Resource
+from fabric.model.fields import AnyPrefix, Flag, Int, SelectorText
+from policy import selector
+
+Encapsulation: TypeAlias = Literal["Never", "Always", "CrossSubnet"]
+Use: TypeAlias = Literal["Workload", "Tunnel", "LoadBalancer"]
+
+_DEFAULT_USES: tuple[Use, ...] = ("Workload", "Tunnel")
+_BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}
+
+
+def _default_block_size(data: Mapping[str, Any]) -> int:
+    return 26 if data["cidr"].version == 4 else 122
+
+
+class IPPoolSpec(Model):
+    cidr: AnyPrefix
+    vxlan_mode: Encapsulation = "Never"
+    ipip_mode: Encapsulation = "Never"
+    # False, as the Go field is a plain bool: pools stored without it have no NAT.
+    nat_outgoing: Flag = False
+    disabled: Flag = False
+    disable_bgp_export: Flag = Field(default=False, alias="disableBGPExport")
+    block_size: Int = Field(default_factory=_default_block_size)
+    node_selector: SelectorText = "all()"
+    namespace_selector: SelectorText = ""
+    allowed_uses: Annotated[tuple[Use, ...], BeforeValidator(lambda uses: uses or _DEFAULT_USES)] = (
+        _DEFAULT_USES
+    )
+    assignment_mode: Literal["Automatic", "Manual"] = "Automatic"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if rule := self._block_rule() or self._encapsulation_rule() or self._selector_rule():
+            raise ValueError(rule)
+        return self
+
+    def _block_rule(self) -> str:
+        sizes, cidr = _BLOCK_SIZES[self.cidr.version], self.cidr
+        if cidr.is_link_local:
+            return f"cidr {cidr} is link-local"
+        if self.block_size not in sizes:
+            return f"blockSize {self.block_size} must be {sizes[0]} to {sizes[-1]} for IPv{cidr.version}"
+        if cidr.prefixlen > self.block_size and not self.disabled:
+            return f"cidr {cidr} is smaller than one block, /{self.block_size}"
+        return ""
+
+    def _encapsulation_rule(self) -> str:
+        ipip, vxlan = self.ipip_mode != "Never", self.vxlan_mode != "Never"
+        if ipip and vxlan:
+            return "ipipMode and vxlanMode exclude each other: one of them must be Never"
+        if ipip and self.cidr.version == 6:
+            return "ipipMode must be Never for IPv6: IPIP carries IPv4 only"
+        if "LoadBalancer" not in self.allowed_uses:
+            return ""
+        if set(self.allowed_uses) != {"LoadBalancer"}:
+            return "allowedUses: LoadBalancer excludes Workload and Tunnel"
+        return "a LoadBalancer pool has neither ipipMode nor vxlanMode" if ipip or vxlan else ""
+
+    def _selector_rule(self) -> str:
+        if selector.parse(self.node_selector) == selector.Global():
+            return "nodeSelector: global() has no meaning for nodes"
+        if self.namespace_selector and "Tunnel" in self.allowed_uses:
+            return "namespaceSelector excludes the use Tunnel: set allowedUses: [Workload]"
+        return ""
+
+
+class IPPool(Resource):
+    kind: Literal["IPPool"] = "IPPool"
+    spec: IPPoolSpec
+    status: Mapping[str, Any] | None = None

@@ -1,0 +1,66 @@
+"""What a node says of itself: addresses, AS number, tunnels (Calico's Node)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fabric.model.base import Model, Resource
+from fabric.model.fields import ASNumber, IPv4, IPv4WithPrefix, IPv6, IPv6WithPrefix, Mac
+
+
+class NodeBGP(Model):
+    """`ipv4_address` is the interface's, with the prefix length that CrossSubnet compares by."""
+
+    as_number: ASNumber | None = None
+    ipv4_address: IPv4WithPrefix | None = None
+    ipv6_address: IPv6WithPrefix | None = None
+    ipv4_ipip_tunnel_addr: IPv4 | None = Field(default=None, alias="ipv4IPIPTunnelAddr")
+    route_reflector_cluster_id: IPv4 | None = Field(default=None, alias="routeReflectorClusterID")
+
+
+class NodeWireguard(Model):
+    interface_ipv4_address: IPv4 | None = Field(default=None, alias="interfaceIPv4Address")
+    interface_ipv6_address: IPv6 | None = Field(default=None, alias="interfaceIPv6Address")
+
+
+class NodeAddress(Model):
+    """One more address of the node; with or without a prefix length, so it stays text."""
+
+    address: str
+    type: Literal["CalicoNodeIP", "InternalIP", "ExternalIP"] | None = None
+
+
+class NodeInterface(Model):
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+
+
+class OrchRef(Model):
+    node_name: str = ""
+    orchestrator: str
+
+
+class NodeSpec(Model):
+    bgp: NodeBGP | None = None
+    ipv4_vxlan_tunnel_addr: IPv4 | None = Field(default=None, alias="ipv4VXLANTunnelAddr")
+    vxlan_tunnel_mac_addr: Mac | None = Field(default=None, alias="vxlanTunnelMACAddr")
+    ipv6_vxlan_tunnel_addr: IPv6 | None = Field(default=None, alias="ipv6VXLANTunnelAddr")
+    vxlan_tunnel_mac_addr_v6: Mac | None = Field(default=None, alias="vxlanTunnelMACAddrV6")
+    orch_refs: tuple[OrchRef, ...] = ()
+    wireguard: NodeWireguard | None = None
+    addresses: tuple[NodeAddress, ...] = ()
+    interfaces: tuple[NodeInterface, ...] = ()
+
+
+class NodeStatus(Model):
+    wireguard_public_key: str = ""
+    wireguard_public_key_v6: str = Field(default="", alias="wireguardPublicKeyV6")
+    pod_cidrs: tuple[str, ...] = Field(default=(), alias="podCIDRs")
+
+
+class Node(Resource):
+    kind: Literal["Node"] = "Node"
+    spec: NodeSpec = Field(default_factory=NodeSpec)
+    status: NodeStatus = Field(default_factory=NodeStatus)

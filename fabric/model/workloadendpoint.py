@@ -1,0 +1,73 @@
+"""One container's attachment to the fabric (Calico's WorkloadEndpoint)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from fabric.model.base import ALWAYS, Model, Resource
+from fabric.model.fields import (
+    AnyAddress,
+    AnyPrefix,
+    HostPrefix,
+    InterfaceName,
+    IPv4,
+    IPv6,
+    Mac,
+    Name,
+    Port,
+    Protocol,
+)
+
+NAMESPACE_LABEL = "projectcalico.org/namespace"
+ORCHESTRATOR_LABEL = "projectcalico.org/orchestrator"
+
+
+class IPNAT(Model):
+    internal_ip: AnyAddress = Field(alias="internalIP")
+    external_ip: AnyAddress = Field(alias="externalIP")
+
+
+class EndpointPort(Model):
+    """A port that policy may name; `host_port` 0 means none is mapped."""
+
+    name: Annotated[str, ALWAYS] = ""
+    protocol: Protocol
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)]
+    host_port: Annotated[Port, ALWAYS] = 0
+    host_ip: Annotated[str, ALWAYS] = Field(default="", alias="hostIP")
+
+
+class WorkloadEndpointSpec(Model):
+    """`ip_networks` are single addresses, /32 or /128."""
+
+    orchestrator: str = ""
+    workload: str = ""
+    node: str = ""
+    container_id: str = Field(default="", alias="containerID")
+    pod: str = ""
+    endpoint: str = ""
+    service_account_name: str = ""
+    ip_networks: tuple[HostPrefix, ...] = ()
+    ip_nats: tuple[IPNAT, ...] = Field(default=(), alias="ipNATs")
+    ipv4_gateway: IPv4 | None = Field(default=None, alias="ipv4Gateway")
+    ipv6_gateway: IPv6 | None = Field(default=None, alias="ipv6Gateway")
+    profiles: tuple[Name, ...] = ()
+    interface_name: InterfaceName | None = None
+    mac: Mac | None = None
+    ports: tuple[EndpointPort, ...] = ()
+    allow_spoofed_source_prefixes: tuple[AnyPrefix, ...] = ()
+    qos_controls: Mapping[str, Any] | None = Field(default=None, alias="qosControls")
+
+
+class WorkloadEndpoint(Resource):
+    kind: Literal["WorkloadEndpoint"] = "WorkloadEndpoint"
+    spec: WorkloadEndpointSpec = Field(default_factory=WorkloadEndpointSpec)
+
+    def as_written(self) -> Self:
+        """Add the two labels that policies select by, as every writer of endpoints does."""
+        derived = {NAMESPACE_LABEL: self.metadata.namespace, ORCHESTRATOR_LABEL: self.spec.orchestrator}
+        labels = {**self.metadata.labels, **{key: value for key, value in derived.items() if value}}
+        return self.model_copy(update={"metadata": self.metadata.model_copy(update={"labels": labels})})

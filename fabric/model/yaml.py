@@ -1,0 +1,284 @@
+"""Read YAML or JSON files into values that know their lines, and into resources; write resources as YAML.
+
+The scalars are those of YAML 1.2's core schema, not PyYAML's YAML 1.1: `8080:53` and `off` stay text. Files
+come from people and their tools, so size, depth and aliases are capped, a key given twice is an error,
+and a field that a kind does not have is one too (a stored resource may have any).
+
+The values are built from libyaml's events rather than from composed nodes: only there can depth be
+refused before the recursion happens, and a quoted `1` be told from a plain one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import yaml
+
+from fabric.errors import ConfigError
+from fabric.model.base import API_VERSION, Path, Resource, tree
+from fabric.model.kinds import named
+from fabric.model.wire import Problem, from_tree, shown
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_ALIASES = 100
+MAX_VALUES = 500_000  # after aliases are expanded: a few nested ones can multiply without bound
+
+_MAX_DIGITS = 100
+
+K8S_API_VERSION = "networking.k8s.io/v1"
+
+_NULL = {"", "~", "null", "Null", "NULL"}
+_BOOL = {word: word[0] in "tT" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
+_INT = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document; `lines` counts from 1 and has every path that was written out (an alias: its own)."""
+
+    value: Any
+    lines: Mapping[Path, int]
+
+    def line(self, path: Path) -> int:
+        """Return where `path` is, or for one that is not there the nearest of its parents."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def documents(text: str, filename: str) -> list[Document]:
+    """Return every document of `text` that is not empty.
+
+    Raises:
+        ConfigError: it is not YAML, or beyond a cap; the message begins with FILE:LINE.
+    """
+    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
+        raise ConfigError(f"{filename}: larger than {MAX_BYTES // 1024 // 1024} MiB; split the file")
+    try:
+        return [doc for doc in _Reader(text, filename).documents() if doc.value is not None]
+    except (yaml.YAMLError, UnicodeEncodeError) as err:
+        mark = getattr(err, "problem_mark", None) or getattr(err, "context_mark", None)
+        rule = getattr(err, "problem", None) or " ".join(str(err).split())
+        raise ConfigError(f"{filename}:{mark.line + 1 if mark else 1}: {rule}") from None
+
+
+def load_resources(text: str, filename: str) -> list[Resource]:
+    """Return the resources of a file, in order; `…List` kinds are taken apart.
+
+    Raises:
+        ConfigError: with every mistake in the file, a line each: `FILE:LINE: path: value: rule`.
+    """
+    found: list[Resource] = []
+    mistakes: list[str] = []
+    for document in documents(text, filename):
+        for path, value in _items(document.value):
+            read = _resource(value)
+            if isinstance(read, Resource):
+                found.append(read)
+                continue
+            for problem in read:
+                mistakes.append(f"{filename}:{document.line((*path, *problem.path))}: {problem}")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return found
+
+
+def dump(resource: Resource) -> str:
+    """Return `resource` as one block-style document, keys in Calico's order."""
+    return str(
+        yaml.dump(
+            tree(resource),
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=False,
+            width=110,
+        )
+    )
+
+
+def _items(value: Any) -> Iterator[tuple[Path, Any]]:
+    """Yield each resource of a document with its path: a list, a `…List` kind, or the document itself."""
+    if isinstance(value, list):
+        yield from (((index,), item) for index, item in enumerate(value))
+        return
+    items = value.get("items") if isinstance(value, dict) else None
+    if isinstance(items, list) and str(value.get("kind")).endswith("List"):
+        yield from ((("items", index), item) for index, item in enumerate(items))
+        return
+    yield (), value
+
+
+def _resource(value: object) -> Resource | tuple[Problem, ...]:
+    """Read one resource as an operator means it: stricter than `from_tree`, which takes what is stored."""
+    if isinstance(value, dict) and (problem := _wrong_kind(value)):
+        return (problem,)
+    read = from_tree(value, unknown="forbid")
+    if not isinstance(read, Resource) or not (namespace := read.metadata.namespace):
+        return read
+    known = named(read.kind)
+    if known is None or known.namespaced:
+        return read
+    rule = f"{known.name} is cluster-wide, leave the namespace out"
+    return (Problem(("metadata", "namespace"), shown(namespace), rule),)
+
+
+def _wrong_kind(value: dict[str, Any]) -> Problem | None:
+    api_version, kind = value.get("apiVersion"), value.get("kind")
+    if api_version == API_VERSION:
+        known = isinstance(kind, str) and named(kind) is not None
+    elif api_version == K8S_API_VERSION:
+        known = kind == "NetworkPolicy"
+    else:
+        rule = f"must be {API_VERSION} or {K8S_API_VERSION}"
+        return Problem(("apiVersion",), shown(api_version), rule)
+    return None if known else Problem(("kind",), shown(kind), f"no kind of {api_version}")
+
+
+def _plain(text: str) -> Any:
+    """Return what a plain scalar means in the core schema. Raises ValueError for what JSON cannot hold."""
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.fullmatch(text) or _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+        return _integer(text)
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not isfinite(float(text))):
+        raise ValueError("infinity and not-a-number cannot be stored")
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has at most {_MAX_DIGITS} digits")
+    return int(text, 0 if text.startswith("0") and text[1:2] in {"o", "x"} else 10)
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """What an alias stands for; `height` is how deep it nests below itself."""
+
+    value: Any
+    size: int
+    height: int
+
+
+class _Reader:
+    """One pass over libyaml's events; `_node` recurses, at most MAX_DEPTH deep."""
+
+    def __init__(self, text: str, filename: str) -> None:
+        self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
+        self.filename = filename
+        self.anchors: dict[str, _Anchored] = {}
+        self.lines: dict[Path, int] = {}
+        self.values = self.aliases = self.deepest = 0
+
+    def documents(self) -> Iterator[Document]:
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                self.anchors, self.lines = {}, {}
+                yield Document(self._node(next(self.events), ()), self.lines)
+
+    def _node(self, event: Any, path: Path) -> Any:
+        self.lines.setdefault(path, _line(event))
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, path)
+        before, deepest = self.values, self.deepest
+        self.deepest = len(path)
+        self._grow(event, 1, len(path))
+        value = self._collection(event, path)
+        if event.anchor:
+            size, height = self.values - before, self.deepest - len(path)
+            self.anchors[event.anchor] = _Anchored(value, size, height)
+        self.deepest = max(deepest, self.deepest)
+        return value
+
+    def _collection(self, event: Any, path: Path) -> Any:
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        if event.tag not in {None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
+            raise self._error(event, f"tag {event.tag} is not supported")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(path)
+        return self._sequence(path)
+
+    def _mapping(self, path: Path) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._error(event, "a key must be text")
+            if event.value in value:
+                first = self.lines[(*path, event.value)]
+                raise self._error(event, f'key "{event.value}" is given twice, first on line {first}')
+            # The line of a field is its key's: that of a block value is the next one.
+            self.lines[(*path, event.value)] = _line(event)
+            value[event.value] = self._node(next(self.events), (*path, event.value))
+        return value
+
+    def _sequence(self, path: Path) -> list[Any]:
+        value: list[Any] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            value.append(self._node(event, (*path, len(value))))
+        return value
+
+    def _scalar(self, event: Any) -> Any:
+        quoted = event.tag is None and not event.implicit[0]
+        if quoted or event.tag in {"!", "tag:yaml.org,2002:str"}:
+            return event.value
+        if event.tag is not None:
+            raise self._error(event, f"tag {event.tag} is not supported")
+        try:
+            return _plain(event.value)
+        except ValueError as err:
+            raise self._error(event, str(err)) from None
+
+    def _alias(self, event: Any, path: Path) -> Any:
+        self.aliases += 1
+        if self.aliases > MAX_ALIASES:
+            raise self._error(event, f"more than {MAX_ALIASES} aliases")
+        if not (anchored := self.anchors.get(event.anchor)):
+            raise self._error(event, f"alias *{event.anchor} has no anchor before it")
+        self._grow(event, anchored.size, len(path) + anchored.height)
+        return anchored.value
+
+    def _grow(self, event: Any, values: int, depth: int) -> None:
+        self.values += values
+        self.deepest = max(self.deepest, depth)
+        if self.values > MAX_VALUES:
+            raise self._error(event, f"more than {MAX_VALUES} values once its aliases are expanded")
+        if depth > MAX_DEPTH:
+            raise self._error(event, f"nested more than {MAX_DEPTH} deep")
+
+    def _error(self, event: Any, rule: str) -> ConfigError:
+        return ConfigError(f"{self.filename}:{_line(event)}: {rule}")
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+class _Dumper(yaml.CSafeDumper):
+    """PyYAML's, but quoting also the text that YAML 1.2 would read as something else, such as 1e3."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        plain = _plain(text) == text
+    except ValueError:
+        plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -1,0 +1,273 @@
+"""Make this host a node: check it, register it, start its processes, wait until it is ready.
+
+Nothing is changed before every check has passed. What a new cluster lacks is created only if absent, so
+nodes may join at the same moment; joining again changes what was asked to change and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
+
+from fabric import config as configuration
+from fabric.api import client
+from fabric.config import Config
+from fabric.errors import AgentError, ConfigError, FabricError, Taken
+from fabric.ipam.types import Address, Prefix
+from fabric.kernel import facts
+from fabric.kernel.facts import HostAddress
+from fabric.kernel.routes import NetlinkFib
+from fabric.model import kinds, namespaces
+from fabric.model.base import Resource
+from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.node import Node
+from fabric.model.wire import from_json
+from fabric.ops import check, resources, supervise
+from fabric.store.kv import KeyValueStore
+
+ID_ANNOTATION = "fabricctl.io/node-id"
+DEFAULT_POOL = {4: "default-ipv4-ippool", 6: "default-ipv6-ippool"}
+READY_WITHIN = 30.0  # seconds for agent and speaker to start and read everything
+ESTABLISHED_WITHIN = 15.0  # seconds for the sessions asked for to come up
+POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One `--peer IP=AS`."""
+
+    address: Address
+    as_number: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `node join` asks for; `ip` is "auto" or an address of this host."""
+
+    etcd: tuple[str, ...]
+    name: str
+    ip: str = "auto"
+    as_number: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    peers: tuple[Peer, ...] = ()
+    pools: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What registering did: one line a resource that was created or changed, and warnings."""
+
+    changes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+async def register(request: Request, kv: KeyValueStore) -> Registered:
+    """Check the host, then write the node and what the cluster lacks.
+
+    Raises:
+        ConfigError: the host or the request will not do; nothing was changed, and everything is listed.
+        Taken: the name or the address is another node's; nothing was changed.
+        StoreError: etcd did not answer.
+    """
+    node_id = _known_id() or str(uuid.uuid4())
+    nodes = [n for n in await resources.get(kv, kinds.lookup("node")) if isinstance(n, Node)]
+    _check_host_is_free(request.name)
+    addresses = await facts.addresses()
+    warnings = await _check(kv)
+    address = check.choose_address(
+        request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
+    )
+    check.claim_problems(request.name, node_id, address, nodes, ID_ANNOTATION)
+    cluster = await _cluster(request, kv, addresses)
+    node = _node(request, node_id, address, addresses)
+    peers = [_bgp_peer(request.name, peer) for peer in request.peers]
+    _remember_id(node_id)
+    changes = [
+        f"{r.kind} {r.metadata.name}: created" for r in cluster if await resources.create_if_absent(kv, r)
+    ]
+    for resource in (*peers, node):
+        done = await resources.apply(kv, resource)
+        if done.verb != "unchanged":
+            changes.append(f"{resource.kind} {resource.metadata.name}: {done.verb}")
+    return Registered(tuple(changes), tuple(warnings))
+
+
+def _has(addresses: list[HostAddress], version: int) -> bool:
+    return bool(check.candidates(addresses, version))
+
+
+def _known_id() -> str:
+    try:
+        return configuration.NODE_ID.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _remember_id(node_id: str) -> None:
+    if _known_id() != node_id:
+        configuration.NODE_ID.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = configuration.NODE_ID.with_suffix(".new")
+        fresh.write_text(f"{node_id}\n", encoding="utf-8")
+        fresh.replace(configuration.NODE_ID)
+
+
+def _check_host_is_free(name: str) -> None:
+    joined = configuration.load(env={}).node
+    if joined and joined != name:
+        raise Taken(
+            f'this host is node "{joined}" already; nothing was changed; join with --name {joined}, or run '
+            "`fabricctl node leave` first"
+        )
+
+
+async def _check(kv: KeyValueStore) -> list[str]:
+    """Return warnings; raise for everything that is in the way."""
+    problems = await check.host_problems()
+    if supervise.running() is None:
+        problems += await check.port_problems()
+    found = await resources.get(kv, kinds.lookup("clusterinformation"))
+    cluster = next((c for c in found if isinstance(c, ClusterInformation)), None)
+    problems += check.clock_problems(cluster, datetime.now(UTC))
+    check.refuse(problems)
+    return await check.clock_warnings()
+
+
+async def _cluster(request: Request, kv: KeyValueStore, addresses: list[HostAddress]) -> list[Resource]:
+    """What a new cluster lacks, in the order to create it."""
+    mesh = {"nodeToNodeMeshEnabled": False} if request.peers else {}
+    made = [
+        _resource("ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True}),
+        _resource("BGPConfiguration", "default", mesh),
+        namespaces.profile("default"),
+    ]
+    if not await resources.get(kv, kinds.lookup("ippool")):
+        pools = request.pools or (check.default_pool(addresses, await _prefixes()),)
+        made += [
+            _resource("IPPool", DEFAULT_POOL[pool.version], {"cidr": str(pool), "natOutgoing": False})
+            for pool in pools
+        ]
+    return made
+
+
+async def _prefixes() -> list[Prefix]:
+    with NetlinkFib() as fib:
+        return [route.key.prefix for route in await fib.foreign_routes()]
+
+
+def _node(
+    request: Request, node_id: str, address: IPv4Interface | IPv6Interface, addresses: list[HostAddress]
+) -> Resource:
+    """The Node; an IPv6 address of its own, where there is exactly one, comes beside the IPv4 one."""
+    bgp: dict[str, Any] = {f"ipv{address.version}Address": str(address)}
+    others = check.candidates(addresses, 6)
+    if address.version == 4 and len(others) == 1:
+        bgp["ipv6Address"] = str(others[0].address)
+    if request.as_number is not None:
+        bgp["asNumber"] = request.as_number
+    metadata: dict[str, Any] = {"annotations": {ID_ANNOTATION: node_id}}
+    if request.labels:
+        metadata["labels"] = dict(request.labels)
+    return _resource("Node", request.name, {"bgp": bgp}, metadata)
+
+
+def _bgp_peer(node: str, peer: Peer) -> Resource:
+    name = f"{node}-{str(peer.address).replace(':', '-').strip('-')}"
+    return _resource("BGPPeer", name, {"node": node, "peerIP": str(peer.address), "asNumber": peer.as_number})
+
+
+def _resource(kind: str, name: str, spec: dict[str, Any], metadata: dict[str, Any] | None = None) -> Resource:
+    """Through the reader of stored values, so that a bad name or label is refused with its rule."""
+    tree = {
+        "kind": kind,
+        "apiVersion": "projectcalico.org/v3",
+        "metadata": {"name": name} | (metadata or {}),
+        "spec": spec,
+    }
+    try:
+        return from_json(json.dumps(tree))
+    except ConfigError as err:
+        raise ConfigError(f"{err}; nothing was changed") from err
+
+
+def start(config: Config) -> subprocess.Popen[bytes] | None:
+    """Start the supervisor, away from this terminal, and return it; None where one runs already.
+
+    Its children's logs go to LOG, the last run's kept beside it.
+    """
+    if supervise.running() is not None:
+        return None
+    configuration.save(config)
+    configuration.RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = configuration.LOG
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_suffix(".log.1"))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fabric.ops.supervise"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def wait_ready(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    """Return the agent's status once it is ready, with its sessions up or their time over.
+
+    Raises:
+        FabricError: it did not become ready; the message has the last lines of its log.
+    """
+    deadline = time.monotonic() + READY_WITHIN
+    while not (status := _status()) or not status["ready"]:
+        if (process and process.poll() is not None) or time.monotonic() > deadline:
+            raise FabricError(
+                "node: its processes did not become ready; they are left as they are; the end of "
+                f"{configuration.LOG}:\n{_log_tail()}"
+            )
+        time.sleep(POLL)
+    deadline = time.monotonic() + ESTABLISHED_WITHIN
+    while any(s["state"] != "Established" for s in status["sessions"]) and time.monotonic() < deadline:
+        time.sleep(POLL)
+        status = _status() or status
+    return status
+
+
+def _status() -> dict[str, Any] | None:
+    try:
+        status: dict[str, Any] = client.call("GET", "/v1/status", timeout=5)
+    except AgentError:
+        return None
+    return status
+
+
+def _log_tail(lines: int = 8) -> str:
+    try:
+        return "\n".join(
+            configuration.LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+        )
+    except FileNotFoundError:
+        return "(no log)"
+
+
+def run_register(request: Request) -> Registered:
+    """`register` on a connection of its own."""
+    from fabric.store.etcd import Etcd
+
+    async def connected() -> Registered:
+        kv = Etcd(request.etcd)
+        try:
+            return await register(request, kv)
+        finally:
+            await kv.close()
+
+    return asyncio.run(connected())

@@ -1,0 +1,145 @@
+"""Take this host out of the fabric: give back its blocks and names, stop its processes, leave the kernel as it was.
+
+The datastore comes first: the running agent then withdraws and removes by its ordinary pass, and the
+routers hear a withdrawal instead of losing a peer. What it could not remove is swept after it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from fabric import config as configuration
+from fabric.api import client
+from fabric.config import Config
+from fabric.errors import AgentError, ConfigError, DataplaneError, FabricError
+from fabric.ipam import block as blocks
+from fabric.ipam.assign import Stored, blocks_of
+from fabric.kernel import sysctls
+from fabric.kernel.links import NetlinkLinks
+from fabric.kernel.routes import NetlinkFib
+from fabric.model import kinds
+from fabric.model.bgp import BGPPeer
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.ops import resources, supervise
+from fabric.store import ipam, keys
+from fabric.store.kv import Delete, KeyValueStore, Txn
+
+WITHDRAWN_WITHIN = 10.0  # seconds for the agent to withdraw and for the speaker to say so
+STOPPED_WITHIN = 15.0
+POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What was given back and removed, one line each."""
+
+    lines: tuple[str, ...]
+
+
+async def leave(config: Config, kv: KeyValueStore) -> Left:
+    """Undo `node join`.
+
+    Raises:
+        ConfigError: the host is no node, or has workloads; nothing was changed.
+        StoreError: etcd did not answer; what was not done yet is done by running it again.
+    """
+    if not config.node:
+        raise ConfigError("this host is not a node; nothing was changed")
+    await _refuse_with_workloads(config.node, kv)
+    lines = [*await _hand_back(config.node, kv), *await _forget(config.node, kv)]
+    _wait_withdrawn()
+    if stop_supervisor():
+        lines.append("processes: stopped")
+    lines += await _sweep()
+    for path in (configuration.CONFIG, configuration.NODE_ID):
+        path.unlink(missing_ok=True)
+    return Left(tuple(lines))
+
+
+async def _refuse_with_workloads(node: str, kv: KeyValueStore) -> None:
+    found = await resources.get(kv, kinds.lookup("workloadendpoint"))
+    mine = [w for w in found if isinstance(w, WorkloadEndpoint) and w.spec.node == node]
+    if mine:
+        named = ", ".join(sorted(f"{w.metadata.namespace}/{w.spec.workload}" for w in mine)[:5])
+        raise ConfigError(
+            f"node {node}: {len(mine)} workloads are attached ({named}{' …' if len(mine) > 5 else ''}); nothing was "
+            "changed; remove them with `fabricctl workload del` first"
+        )
+
+
+async def _hand_back(node: str, kv: KeyValueStore) -> list[str]:
+    listing = await kv.list(keys.BLOCKS)
+    stored = [Stored(blocks.from_json(item.value), item.revision) for item in listing.items]
+    lines = []
+    for mine in blocks_of(node, stored):
+        await kv.commit(ipam.hand_back(mine, node))
+        lines.append(f"block {mine.block.prefix}: handed back")
+    return lines
+
+
+async def _forget(node: str, kv: KeyValueStore) -> list[str]:
+    peers = await resources.get(kv, kinds.lookup("bgppeer"))
+    mine = [p for p in peers if isinstance(p, BGPPeer) and p.spec.node == node]
+    gone = [*(("BGPPeer", "bgppeers", p.metadata.name) for p in mine), ("Node", "nodes", node)]
+    await kv.commit(
+        Txn((), tuple(Delete(keys.ResourceKey(plural, None, name).path) for _, plural, name in gone))
+    )
+    return [f"{kind} {name}: deleted" for kind, _, name in gone]
+
+
+def _wait_withdrawn() -> None:
+    deadline = time.monotonic() + WITHDRAWN_WITHIN
+    while time.monotonic() < deadline:
+        try:
+            status = client.call("GET", "/v1/status", timeout=2)
+        except AgentError:
+            return
+        if not status["sessions"] and not status["blocks"] and not status["registered"]:
+            return
+        time.sleep(POLL)
+
+
+def stop_supervisor() -> bool:
+    """Stop the supervisor and with it agent and speaker; return whether one ran.
+
+    Raises:
+        FabricError: it did not end.
+    """
+    pid = supervise.running()
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOPPED_WITHIN
+    while supervise.running() is not None:
+        if time.monotonic() > deadline:
+            raise FabricError(
+                f"supervisor (pid {pid}): still running after {STOPPED_WITHIN:.0f} s; stop it by hand"
+            )
+        time.sleep(POLL)
+    return True
+
+
+async def _sweep() -> list[str]:
+    """Remove what is ours from the kernel and put the sysctls back."""
+    lines, refused = [], []
+    with NetlinkFib() as fib:
+        for route in await fib.owned_routes():
+            try:
+                await fib.delete(route.key)
+                lines.append(f"route {route.key.prefix}: removed")
+            except DataplaneError as err:
+                refused.append(str(err))
+    links = NetlinkLinks()
+    for link in await links.owned_links():
+        try:
+            await links.remove(link.name)
+            lines.append(f"link {link.name}: removed")
+        except DataplaneError as err:
+            refused.append(str(err))
+    lines += [f"sysctl {name}: put back" for name in await sysctls.restore(configuration.SYSCTLS)]
+    if refused:
+        raise FabricError("left over on this host:\n  " + "\n  ".join(refused))
+    return lines

@@ -1,0 +1,41 @@
+"""Decide what one workload endpoint needs on its node: a link, and a route to each of its addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.plan.links import Veth
+from fabric.plan.routes import NextHop, Route, RouteKey
+
+NETNS_ANNOTATION = "fabricctl.io/netns"  # where the container is on its node; Calico has no field for it
+
+
+def endpoint_name(node: str, orchestrator: str, workload: str, interface: str) -> str:
+    """Return the resource's name, each part's "-" doubled so that no two endpoints share one."""
+    return "-".join(part.replace("-", "--") for part in (node, orchestrator, workload, interface))
+
+
+def veth(endpoint: WorkloadEndpoint, mtu: int) -> Veth | None:
+    """Return the link of `endpoint`, or None where it has none of ours (another agent made it)."""
+    netns = endpoint.metadata.annotations.get(NETNS_ANNOTATION)
+    if not netns or not endpoint.spec.mac or not endpoint.spec.interface_name:
+        return None
+    return Veth(
+        name=endpoint.spec.interface_name,
+        netns=netns,
+        interface=endpoint.spec.endpoint,
+        mac=endpoint.spec.mac,
+        addresses=tuple(prefix.network_address for prefix in endpoint.spec.ip_networks),
+        mtu=mtu,
+    )
+
+
+def routes(links: Iterable[Veth]) -> list[Route]:
+    """Return the host's routes to the containers behind `links`: each address on its own link."""
+    return [
+        Route(RouteKey(ip_network(address)), frozenset({NextHop(device=link.name)}))
+        for link in links
+        for address in link.addresses
+    ]

@@ -1,0 +1,9 @@
+"""Choose protobuf's pure-Python implementation, before anything imports protobuf.
+
+etcd3's stubs were generated for an old protobuf: the C implementation refuses them at import, the
+Python one takes them.
+"""
+
+import os
+
+os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"

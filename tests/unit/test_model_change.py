@@ -1,0 +1,96 @@
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from fabric.model.base import Resource
+from fabric.model.change import applied, stamped
+from fabric.model.wire import from_json, to_json
+from fabric.model.yaml import load_resources
+
+NOW = datetime(2026, 11, 21, 4, 16, 27, 334108, UTC)
+UID = UUID("6f1f2a36-6d3f-4a0e-9b42-0f8d8a3a9d11")
+
+
+def stored(kind: str, spec: dict[str, Any], **metadata: Any) -> Resource:
+    tree = {"kind": kind, "metadata": {"name": "x", **metadata}, "spec": spec}
+    return stamped(from_json(json.dumps(tree)), NOW, UID)
+
+
+def wanted(kind: str, spec: str, metadata: str = "{name: x}") -> Resource:
+    text = f"apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n"
+    [resource] = load_resources(text, "x.yaml")
+    return resource
+
+
+def written(resource: Resource) -> dict[str, Any]:
+    value = json.loads(to_json(resource))
+    assert isinstance(value, dict)
+    return value
+
+
+def test_a_stamp_has_whole_seconds_and_spares_what_is_there() -> None:
+    pool = stored("IPPool", {"cidr": "10.0.0.0/16"})
+    metadata = {"name": "x", "uid": str(UID), "creationTimestamp": "2026-11-21T04:16:27Z"}
+    assert written(pool)["metadata"] == metadata
+    assert stamped(pool, datetime(2030, 1, 1, tzinfo=UTC), UUID(int=1)) == pool
+
+
+def test_applying_the_same_again_gives_back_the_stored_value() -> None:
+    pool = stored("IPPool", {"cidr": "10.0.0.0/16", "future": 1})
+    assert applied(pool, wanted("IPPool", "{cidr: 10.0.0.0/16, blockSize: 26}")) is pool
+
+
+def test_a_printed_resource_applies_as_unchanged() -> None:
+    pool = stored("IPPool", {"cidr": "10.0.0.0/16"})
+    metadata = f"{{name: x, uid: {UID}, resourceVersion: '9', creationTimestamp: '2001-01-01T00:00:00Z'}}"
+    assert applied(pool, wanted("IPPool", "{cidr: 10.0.0.0/16}", metadata)) is pool
+
+
+def test_the_spec_is_replaced_but_unknown_fields_and_stamps_stay() -> None:
+    before = {"bgp": {"ipv4Address": "192.0.2.1/24", "asNumber": 1, "bfd": {"tx": 50}}, "future": [1]}
+    node = stored("Node", before, labels={"rack": "r1"})
+    after = written(applied(node, wanted("Node", "{bgp: {ipv4Address: 192.0.2.2/24}}")))
+    assert after["spec"] == {
+        "bgp": {"ipv4Address": "192.0.2.2/24", "bfd": {"tx": 50}},
+        "future": [1],
+    }
+    assert after["metadata"] == written(node)["metadata"]
+
+
+def test_labels_that_are_given_replace_all_of_them_and_an_empty_map_removes_them() -> None:
+    node = stored("Node", {}, labels={"a": "1", "b": "2"}, annotations={"k": "v"})
+    relabelled = applied(node, wanted("Node", "{}", "{name: x, labels: {c: '3'}}"))
+    assert relabelled.metadata.labels == {"c": "3"}
+    assert relabelled.metadata.annotations == {"k": "v"}
+    assert applied(node, wanted("Node", "{}", "{name: x, labels: {}}")).metadata.labels == {}
+
+
+def test_the_status_stays_unless_it_is_given() -> None:
+    tree = {"kind": "Node", "metadata": {"name": "x"}, "spec": {}, "status": {"podCIDRs": ["10.0.0.0/24"]}}
+    node = from_json(json.dumps(tree))
+    assert applied(node, wanted("Node", "{}")) is node
+
+
+def test_an_unmodelled_kind_gets_its_spec_replaced_whole() -> None:
+    tier = stored("Tier", {"order": 1, "future": 1})
+    assert written(applied(tier, wanted("Tier", "{order: 2}")))["spec"] == {"order": 2}
+    assert applied(tier, wanted("Tier", "{order: 1, future: 1}")) is tier
+
+
+def test_an_unknown_stored_field_is_not_taken_for_a_known_one_of_the_same_python_name() -> None:
+    pool = stored("IPPool", {"cidr": "10.0.0.0/16", "node_selector": 7})
+    after = written(applied(pool, wanted("IPPool", "{cidr: 10.0.0.0/16, natOutgoing: true}")))
+    assert after["spec"]["node_selector"] == 7
+    assert after["spec"]["nodeSelector"] == "all()"
+
+
+def test_the_labels_that_endpoints_get_on_writing_are_no_change() -> None:
+    tree = {
+        "kind": "WorkloadEndpoint",
+        "metadata": {"name": "x", "namespace": "default"},
+        "spec": {"orchestrator": "cni"},
+    }
+    endpoint = from_json(to_json(from_json(json.dumps(tree))))
+    metadata = "{name: x, namespace: default}"
+    assert applied(endpoint, wanted("WorkloadEndpoint", "{orchestrator: cni}", metadata)) is endpoint

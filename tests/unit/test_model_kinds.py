@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+from fabric.errors import ConfigError
+from fabric.model.base import Unknown
+from fabric.model.ippool import IPPool
+from fabric.model.kinds import KINDS, by_plural, lookup, named, resource_class
+from fabric.model.workloadendpoint import WorkloadEndpoint
+
+
+@pytest.mark.parametrize("word", ["IPPool", "ippool", "ippools", "IPPOOLS", "pool", "ipp"])
+def test_a_kind_answers_to_its_name_plural_and_aliases(word: str) -> None:
+    assert lookup(word).cls is IPPool
+
+
+def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r'kind "ippol" is not known; the kinds are .*, ippool, .*, tier,'):
+        lookup("ippol")
+
+
+def test_names_and_plurals_lead_to_the_class() -> None:
+    assert (named("WorkloadEndpoint"), named("workloadendpoint")) == (lookup("wep"), None)
+    assert by_plural("workloadendpoints") == lookup("wep")
+    assert by_plural("pods") is None
+    assert resource_class("WorkloadEndpoint") is WorkloadEndpoint
+    assert resource_class("Tier") is resource_class("Never seen") is Unknown
+    assert resource_class("IPPool", "example.org/v1") is Unknown
+
+
+def test_no_word_means_two_kinds() -> None:
+    words = [word for kind in KINDS for word in {kind.name.lower(), kind.plural, *kind.aliases}]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.cls is not Unknown], ids=lambda kind: kind.name
+)
+def test_a_class_says_the_kind_it_is_registered_as(kind: object) -> None:
+    assert kind in KINDS
+    registered = next(k for k in KINDS if k is kind)
+    assert registered.cls.model_fields["kind"].default == registered.name
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, fabric.model; sys.exit('pydantic' in sys.modules or 'yaml' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,208 @@
+from contextlib import suppress
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fabric.errors import ConfigError
+from fabric.model.base import Metadata, Unknown
+from fabric.model.wire import from_tree
+from fabric.model.yaml import MAX_BYTES, documents, dump, load_resources
+
+HEAD = "apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata:\n  name: {name}\n"
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_resources(text, "f.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        ("8080:53", "8080:53"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("010", 10),
+        ("-7", -7),
+        ("1_000", "1_000"),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("2026-11-21", "2026-11-21"),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("<<", "<<"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(scalar: str, value: object) -> None:
+    [document] = documents(f"a: {scalar}\n", "f.yaml")
+    assert document.value == {"a": value}
+    assert type(document.value["a"]) is type(value)
+
+
+def test_a_position_is_the_line_of_the_key_and_counts_across_documents() -> None:
+    first, second = documents("a:\n  - b: 1\n    c:\n      - 2\n---\n# nothing\n---\nd: 1\n", "f.yaml")
+    assert dict(first.lines) == {
+        (): 1,
+        ("a",): 1,
+        ("a", 0): 2,
+        ("a", 0, "b"): 2,
+        ("a", 0, "c"): 3,
+        ("a", 0, "c", 0): 4,
+    }
+    assert first.line(("a", 0, "missing", 3)) == 2
+    assert (second.value, second.line(("d",))) == ({"d": 1}, 8)
+
+
+def test_aliases_share_a_value() -> None:
+    [document] = documents("a: &x {b: 1}\nc: *x\n", "f.yaml")
+    assert document.value == {"a": {"b": 1}, "c": {"b": 1}}
+    assert document.line(("c", "b")) == 2
+
+
+LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{below}'] * 9)}]\n"
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 'f.yaml:3: key "a" is given twice, first on line 1'),
+        ("a: [\n", "f.yaml:2: did not find expected node content"),
+        ("a:\n\tb: 1\n", "f.yaml:2: found character that cannot start any token"),
+        ("? [a]\n: 1\n", "f.yaml:1: a key must be text"),
+        ("a: .inf\n", "f.yaml:1: infinity and not-a-number cannot be stored"),
+        ("a: 1e999\n", "f.yaml:1: infinity and not-a-number cannot be stored"),
+        ("a: " + "9" * 5000, "f.yaml:1: a number has at most 100 digits"),
+        (
+            "a: !!python/name:os.system x\n",
+            "f.yaml:1: tag tag:yaml.org,2002:python/name:os.system is not supported",
+        ),
+        ("a: !!set {x}\n", "f.yaml:1: tag tag:yaml.org,2002:set is not supported"),
+        ("a: &a [*a]\n", "f.yaml:1: alias *a has no anchor before it"),
+        ("a: &a 1\n" + "b:\n" + "- *a\n" * 101, "f.yaml:103: more than 100 aliases"),
+        (LAUGHS, "f.yaml:6: more than 500000 values once its aliases are expanded"),
+        ("[" * 100_000, "f.yaml:1: nested more than 64 deep"),
+        (
+            f"- &a {'[' * 40}{']' * 40}\n- {'[' * 40}*a{']' * 40}\n",
+            "f.yaml:2: nested more than 64 deep",
+        ),
+        ("#" * (MAX_BYTES + 1), "f.yaml: larger than 4 MiB; split the file"),
+        ("é" * (MAX_BYTES // 2 + 1), "f.yaml: larger than 4 MiB; split the file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+@pytest.mark.parametrize("text", ["a: \x00", "a: \ud800", "\ufeff\ufeff: ["])
+def test_text_that_is_no_yaml_is_a_config_error(text: str) -> None:
+    assert refusal(text).startswith("f.yaml:1: ")
+
+
+def test_every_mistake_of_a_file_is_listed() -> None:
+    text = (
+        HEAD.format(kind="IPPool", name="Pods")
+        + "spec:\n  cidr: 10.0.0.1/16\n  block_size: 28\n  ipipMode: always\n---\n"
+        + HEAD.format(kind="IPPol", name="b")
+        + "---\n[1, {kind: Node}]\n---\n"
+        + HEAD.format(kind="Node", name="n")
+        + "  namespace: default\n---\n"
+        + HEAD.format(kind="BGPPeer", name="p")
+        + "spec: {}\nnotes: x\n"
+    )
+    name_rule = "a name is lower-case letters, digits, '-' and '.', at most 253 characters"
+    assert refusal(text).splitlines() == [
+        f'f.yaml:4: metadata.name: "Pods": {name_rule}',
+        'f.yaml:6: spec.cidr: "10.0.0.1/16": has host bits set; the prefix around it is 10.0.0.0/16',
+        "f.yaml:8: spec.ipipMode: \"always\": must be 'Never', 'Always' or 'CrossSubnet'",
+        "f.yaml:7: spec.block_size: no such field",
+        'f.yaml:11: kind: "IPPol": no kind of projectcalico.org/v3',
+        "f.yaml:15: 1: a resource is a mapping with apiVersion, kind and metadata",
+        "f.yaml:15: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
+        'f.yaml:21: metadata.namespace: "default": Node is cluster-wide, leave the namespace out',
+        "f.yaml:28: notes: no such field",
+    ]
+
+
+def test_a_list_kind_and_a_plain_list_are_taken_apart() -> None:
+    item = "{apiVersion: projectcalico.org/v3, kind: Node, metadata: {name: %s}}"
+    listed = f"kind: NodeList\nitems:\n- {item % 'a'}\n- {item % 'b'}\n---\n- {item % 'c'}\n"
+    assert [resource.metadata.name for resource in load_resources(listed, "f.yaml")] == ["a", "b", "c"]
+
+
+def test_kubernetes_policies_are_kept_as_they_are() -> None:
+    text = (
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
+        "metadata: {name: a, namespace: b}\nspec: {podSelector: {}}\n"
+    )
+    [policy] = load_resources(text, "f.yaml")
+    assert type(policy) is Unknown
+    assert policy.model_extra == {"spec": {"podSelector": {}}}
+
+
+def test_nothing_in_the_file_is_no_resource() -> None:
+    assert load_resources("", "f.yaml") == load_resources("---\n# x\n---\n", "f.yaml") == []
+
+
+printable = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=20)
+awkward = st.sampled_from(
+    ["off", "1e3", "0o17", "~", "", "null", "8080:53", ".inf", "0x1", "1_0", "- a", "a: b", "#", "9" * 200]
+)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | printable
+    | awkward,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(printable | awkward, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(values)
+@example({"a": "1e3", "b": "0o17", "c": "off", "d": "", "e": "~"})
+@example("\u2028 \u0085 \ufeff")
+def test_what_is_dumped_reads_back_as_the_same_values(spec: object) -> None:
+    tier = from_tree(
+        {"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": "a"}, "spec": spec}
+    )
+    assert isinstance(tier, Unknown)
+    assert load_resources(dump(tier), "f.yaml") == [tier]
+
+
+FRAGMENTS = (
+    "apiVersion: projectcalico.org/v3\n|kind: IPPool\n|kind: Node\n|metadata:\n|  name: a\n|spec:\n"
+    "|  cidr: 10.0.0.0/16\n|  bgp: |  asNumber: 1\n|  - x\n|---\n|...\n|%YAML 1.2\n|- |? |: |{|}|[|]"
+    "|&a |*a|!!str |'|\"|~|1e9|0x|\t|é|\x07|>\n"
+)
+fragments = st.sampled_from(FRAGMENTS.split("|"))
+
+
+@given(st.lists(fragments | st.text(max_size=5), max_size=30).map("".join))
+def test_any_text_is_resources_or_a_config_error(text: str) -> None:
+    with suppress(ConfigError):
+        load_resources(text, "f.yaml")
+
+
+def test_metadata_is_written_in_order() -> None:
+    resource = Unknown(kind="Tier", metadata=Metadata(name="a", labels={"b": "c"}, uid="u"))
+    assert dump(resource).splitlines() == [
+        "kind: Tier",
+        "apiVersion: projectcalico.org/v3",
+        "metadata:",
+        "  name: a",
+        "  uid: u",
+        "  labels:",
+        "    b: c",
+    ]

@@ -1,0 +1,70 @@
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+
+from bgp.rib import Announcement, Origin, Path, SessionSpec, SessionState, SessionStatus
+from bgp.speaker.codec import Message, decode, encode
+from bgp.speaker.seam import SessionChanged, SessionGone, Snapshot, Update, Wanted
+from fabric.errors import SpeakerError
+
+PEER, PEER6 = ip_address("10.0.0.2"), ip_address("2001:db8::2")
+ROUTER_ID = IPv4Address("10.0.0.1")
+PLAIN = Path(ip_network("192.0.2.0/24"), PEER, PEER)
+FULL = Path(
+    prefix=ip_network("2001:db8:5::/48"),
+    next_hop=PEER6,
+    peer=PEER6,
+    origin=Origin.EGP,
+    as_path=(1, 0, 4200000001),
+    as_sets=frozenset({7, 8}),
+    med=0,
+    local_pref=4294967295,
+    communities=("1:2", "1:2:3"),
+    originator_id=IPv4Address("9.9.9.9"),
+    cluster_list=(IPv4Address("1.1.1.1"),),
+)
+UP = SessionStatus(SessionState.ESTABLISHED, 1795236074.25, synced=True)
+DOWN = SessionStatus(SessionState.CONNECT, 0.0, 'a "quoted" reason\n', 3)
+WANTED = Wanted(
+    frozenset(
+        {
+            SessionSpec(PEER, 65002, ip_address("10.0.0.1"), 65001, ROUTER_ID),
+            SessionSpec(PEER6, 1, ip_address("2001:db8::1"), 2, ROUTER_ID, 1790, True, 30, 60),
+        }
+    ),
+    {
+        PEER: frozenset(
+            {Announcement(ip_network("10.1.0.0/26")), Announcement(ip_network("10.2.0.0/26"), PEER)}
+        ),
+        PEER6: frozenset(),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Wanted(),
+        WANTED,
+        Snapshot(),
+        Snapshot({PEER: UP, PEER6: DOWN}, {PEER: frozenset({PLAIN}), PEER6: frozenset({FULL})}, WANTED),
+        SessionChanged(PEER6, DOWN),
+        SessionGone(PEER),
+        Update(PEER, (PLAIN,)),
+        Update(PEER6, (FULL,), (ip_network("::/0"),)),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_decode_is_the_inverse_of_encode(message: Message) -> None:
+    line = encode(message)
+    assert decode(line) == message
+    assert line.count(b"\n") == 1
+    assert encode(decode(line)) == line
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{}\n", b"[]\n", b'{"type":"other"}\n', b'{"type":"gone","peer":"x"}\n', b"\xff\n"]
+)
+def test_a_stranger_s_line_is_refused_with_what_to_do(line: bytes) -> None:
+    with pytest.raises(SpeakerError, match="restart the older one"):
+        decode(line)
