@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bgp.rib import Origin, Path, Prefix, SessionSpec
 from bgp.nexthop import Resolved
+from bgp.rib import Origin, Path, Prefix, SessionSpec
 
 MULTIPATH_LIMIT = 16
 DEFAULT_LOCAL_PREF = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,15 +30,21 @@ async def serve(state: State, workloads: Workloads, passes: Passes, at: Path = A
     runner = web.AppRunner(application(state, workloads, passes), access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        at.unlink(missing_ok=True)  # a dead agent's; a living one is excluded by the supervisor's lock
-        site = web.UnixSite(runner, str(at))
+        site = web.SockSite(runner, _listen(at))
         await site.start()
-        at.chmod(0o600)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
-        at.unlink(missing_ok=True)
+
+
+def _listen(at: Path) -> socket.socket:
+    """A dead agent's socket is replaced; a living agent is excluded by the supervisor's lock."""
+    at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    at.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(at))
+    at.chmod(0o600)
+    return listener
 
 
 def application(state: State, workloads: Workloads, passes: Passes) -> web.Application:

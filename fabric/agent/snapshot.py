@@ -46,7 +46,8 @@ class Snapshot:
     """Everything below /calico as of the watch's `revision`, plus our own newer writes.
 
     `seen` has the newest revision of each key, `deleted` that of each key removed since: it is forgotten
-    once the watch has passed it. `lost` says why the watch is broken, "" while it is not: the rest then stands as it was.
+    once the watch has passed it. `lost` says why the watch is broken, "" while it is not; the rest then
+    stands as it was.
     """
 
     revision: int = 0

@@ -31,10 +31,10 @@ class LazyGroup(TyperGroup):
     The parameters are click's, which typer carries within itself under a private name.
     """
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return [*GROUPS, *COMMANDS]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         if cmd_name in GROUPS:
             module = importlib.import_module(GROUPS[cmd_name][0])
             command: Any = typer.main.get_group(module.app)
@@ -46,7 +46,7 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         return command
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         rows = [(name, text) for name, (_, text) in (GROUPS | COMMANDS).items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)

@@ -118,7 +118,7 @@ def _given(wanted: str, addresses: Sequence[HostAddress]) -> Interface:
             return a.address
     has = ", ".join(str(a.address.ip) for a in addresses if not a.address.is_loopback) or "none"
     raise ConfigError(
-        f"--ip {wanted}: on no link of this host (it has {has}); nothing was changed; add it to a link or choose another"
+        f"--ip {wanted}: on no link of this host (it has {has}); nothing was changed; add it or choose another"
     )
 
 
