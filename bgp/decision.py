@@ -53,7 +53,7 @@ def select(candidates: Sequence[Candidate]) -> Best:
     """
     if not candidates:
         raise ValueError("no candidates")
-    left = _keep_lowest(candidates, lambda c: -_local_pref(c.path))
+    left = _keep_lowest(candidates, lambda c: -_local_pref(c))
     left = _keep_lowest(left, lambda c: len(c.path.as_path))
     left = _keep_lowest(left, lambda c: _ORIGIN_RANK[c.path.origin])
     left = drop_worse_med(left)
@@ -79,8 +79,10 @@ def _neighbour_as(candidate: Candidate) -> int:
     return candidate.path.as_path[0] if candidate.path.as_path else candidate.session.local_as
 
 
-def _local_pref(path: Path) -> int:
-    return DEFAULT_LOCAL_PREF if path.local_pref is None else path.local_pref
+def _local_pref(candidate: Candidate) -> int:
+    # What an external peer sent counts as absent (RFC 4271 §5.1.5): it must not choose our way out.
+    sent = None if candidate.session.external else candidate.path.local_pref
+    return DEFAULT_LOCAL_PREF if sent is None else sent
 
 
 def _keep_lowest(candidates: Sequence[Candidate], cost: Callable[[Candidate], int]) -> list[Candidate]:

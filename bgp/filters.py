@@ -24,6 +24,8 @@ class ImportPolicy:
 
 def refusal(path: Path, session: SessionSpec, policy: ImportPolicy) -> str:
     """Return why `path` is not used, in a few words for people, or "" where it is."""
+    if path.next_hop == session.source:
+        return "the next hop is this node"  # RFC 4271 §6.3; the kernel would refuse it too
     return _loop(path, session) or _outside_policy(path.prefix, policy)
 
 

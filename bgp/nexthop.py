@@ -35,7 +35,7 @@ class Resolved:
 def resolve(next_hop: Address, underlay: Iterable[Underlay]) -> Resolved | None:
     """Return the link that reaches `next_hop`, or None where only a default route would.
 
-    The longest prefix wins, then the lowest metric, then the device's name, so that the answer does
+    The longest prefix wins, then the lowest metric, then device and gateway by name, so that the answer does
     not depend on the order in which routes were read.
     """
     covering = [
@@ -45,5 +45,5 @@ def resolve(next_hop: Address, underlay: Iterable[Underlay]) -> Resolved | None:
     ]
     if not covering:
         return None
-    route = min(covering, key=lambda r: (-r.prefix.prefixlen, r.metric, r.device))
+    route = min(covering, key=lambda r: (-r.prefix.prefixlen, r.metric, r.device, str(r.gateway or "")))
     return Resolved(route.gateway or next_hop, route.device, route.metric)

@@ -51,12 +51,13 @@ def local(node: Node, configuration: BGPConfiguration | None, addresses: Iterabl
 def sessions(me: Local, peers: Iterable[BGPPeer]) -> frozenset[SessionSpec]:
     """Return this node's sessions: one for each BGPPeer that selects it and has an address of its own.
 
-    A peer given twice is one session; the peer whose resource name sorts first gives its settings.
+    An address given twice is one session, whatever the ports, since everything that follows knows a peer
+    by its address; the resource whose name sorts first gives the settings.
     """
-    found: dict[tuple[Address, int], SessionSpec] = {}
+    found: dict[Address, SessionSpec] = {}
     for peer in sorted(peers, key=lambda p: p.metadata.name):
         if selects(peer, me) and (spec := _session(peer, me)):
-            found.setdefault((spec.peer, spec.port), spec)
+            found.setdefault(spec.peer, spec)
     return frozenset(found.values())
 
 
@@ -74,7 +75,7 @@ def _session(peer: BGPPeer, me: Local) -> SessionSpec | None:
         return None
     address, port = parse_peer_ip(peer.spec.peer_ip)
     source = source_for(address, me)
-    if source is None or address in {me.ipv4, me.ipv6}:
+    if source is None or address in {me.ipv4, me.ipv6, *(interface.ip for interface in me.addresses)}:
         return None
     return SessionSpec(
         peer=address,

@@ -94,6 +94,8 @@ def _read(path: Path) -> Config:
         document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         return Config()
+    except OSError as err:
+        raise ConfigError(f"{path}: {err.strerror}; nothing was done; run this as root") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ConfigError(
             f"{path}: not readable as YAML: {err}; nothing was done; mend or remove it"

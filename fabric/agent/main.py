@@ -177,6 +177,7 @@ async def _pass(state: State, passes: Passes, link: _SpeakerLink, read_back: boo
     if any(address.version == 6 for link in desired.links.values() for address in link.addresses):
         # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
         await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
+        desired = state.compute()  # an attach may have finished meanwhile, and must not be undone here
     state.ribs = ribs.settle(state.ribs, desired.wanted, asyncio.get_running_loop().time())
     in_sync = state.snapshot.in_sync and state.ribs.settled
     outcome = await passes.run(desired, in_sync=in_sync, read_back=read_back)

@@ -57,7 +57,7 @@ def application(state: State, workloads: Workloads, passes: Passes) -> web.Appli
         return handler
 
     async def attach(request: web.Request) -> web.Response:
-        endpoint = await workloads.attach(_attach_request(await request.json()))
+        endpoint = await workloads.attach(_attach_request(await _body(request)))
         return web.json_response(report.workload(endpoint))
 
     async def detach(request: web.Request) -> web.Response:
@@ -94,6 +94,15 @@ async def _refusals(
         return web.json_response({"error": type(err).__name__, "message": str(err)}, status=status)
 
 
+async def _body(request: web.Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as err:
+        raise ConfigError(
+            f"{request.method} {request.path}: the body is not JSON: {err}; nothing was done"
+        ) from err
+
+
 def _attach_request(body: Any) -> Request:
     match body:
         case {"name": str(name), "namespace": str(namespace), "netns": str(netns)} if (
@@ -110,10 +119,10 @@ def _attach_request(body: Any) -> Request:
             )
 
 
-def _address(text: str | None) -> Any:
+def _address(text: object) -> Any:
     if not text:
         return None
     try:
-        return ip_address(text)
+        return ip_address(text if isinstance(text, str) else "")  # which takes a number as well
     except ValueError as err:
         raise ConfigError(f'address "{text}": not an IPv4 or IPv6 address; nothing was attached') from err

@@ -104,7 +104,8 @@ def fold(snapshot: Snapshot, changes: Changes, *, watched: bool = True) -> Snaps
         if changes.revision >= edit.newest(key):
             edit.delete(key, changes.revision)
     for item in changes.puts:
-        if item.revision >= edit.newest(item.key):
+        # By the event's revision: a listing's item may be older, and is still how the key stands by then.
+        if changes.revision >= edit.newest(item.key):
             edit.put(item)
     return edit.done(changes.revision if watched else snapshot.revision)
 

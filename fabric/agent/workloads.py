@@ -90,7 +90,7 @@ class Workloads:
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
         async with self._lock:
-            endpoint = self._existing(request) or await self._allocate(request)
+            endpoint = await self._allocate(request)
         outcome = await self._pass(endpoint)
         if outcome.refused:
             await self._undo(endpoint, next(iter(outcome.refused.values())))
@@ -144,12 +144,15 @@ class Workloads:
 
     async def _allocate(self, request: Request) -> WorkloadEndpoint:
         for _ in range(ATTEMPTS):
+            # Each time: the write that won may be our own, of an attempt whose answer was lost.
+            if existing := self._existing(request):
+                return existing
             endpoint, txn = self._decide(request)
             try:
                 revision = await self._kv.commit(txn)
             except Conflict as err:
                 log.info("allocation lost a race", workload=request.name, error=str(err))
-                await self._catch_up()
+                await self._catch_up(txn)
                 continue
             self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
             return endpoint
@@ -158,14 +161,18 @@ class Workloads:
             "try again"
         )
 
-    async def _catch_up(self) -> None:
-        """Wait for the watch to show the write that won; a silent watch is asked nothing more of."""
-        seen = self._state.snapshot.revision
+    async def _catch_up(self, lost: Txn) -> None:
+        """Wait for the watch to show the write that won over `lost`; a silent one is asked nothing more of."""
+
+        def shown() -> bool:
+            seen = self._state.snapshot.seen
+            return any(seen.get(guard.key, 0) != guard.revision for guard in lost.guards)
+
         try:
             async with asyncio.timeout(CATCH_UP):
-                await self._state.until(lambda: self._state.snapshot.revision > seen)
+                await self._state.until(shown)
         except TimeoutError:
-            log.info("the watch has shown nothing newer", revision=seen)
+            log.info("the watch has not shown who won", revision=self._state.snapshot.revision)
 
     def _decide(self, request: Request) -> tuple[WorkloadEndpoint, Txn]:
         handle = _handle(self._state.node, request.namespace, request.name)
@@ -237,7 +244,7 @@ class Workloads:
                 revision = await self._kv.commit(txn)
             except Conflict as err:
                 log.info("release lost a race", endpoint=endpoint.metadata.name, error=str(err))
-                await self._catch_up()
+                await self._catch_up(txn)
                 continue
             self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
             return

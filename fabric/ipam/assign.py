@@ -41,6 +41,10 @@ class View:
     blocks: Mapping[Prefix, Stored] = field(default_factory=dict)
     affinities: Mapping[Prefix, tuple[bool, int]] = field(default_factory=dict)
 
+    def block_of(self, address: Address) -> Stored | None:
+        """Return the block that has `address`, of whatever size its pool once had."""
+        return next((stored for prefix, stored in self.blocks.items() if address in prefix), None)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -84,8 +88,10 @@ def automatic(view: View, version: int, owner: Owner, now_ns: int, claimed_at: s
             block, address = blocks.allocate(stored.block, owner)
             return Assignment(address, block, stored.revision)
     for pool in pools:
+        # A pool made anew with another block size leaves blocks of the old size behind, still in use.
+        odd = [p for p in view.blocks if p.prefixlen != pool.spec.block_size]
         for prefix in walk(pool, view.node):
-            if prefix not in view.blocks:
+            if prefix not in view.blocks and not any(map(prefix.overlaps, odd)):
                 block, address = blocks.allocate(blocks.new(prefix, view.node, now_ns, claimed_at), owner)
                 return _claim(view, block, 0, address)
     names = ", ".join(f"{pool.metadata.name} ({pool.spec.cidr})" for pool in pools)
@@ -110,10 +116,9 @@ def exact(view: View, address: Address, owner: Owner, now_ns: int, claimed_at: s
         raise ConfigError(
             f"address {address}: in no enabled pool for workloads (pools: {known}); nothing was allocated"
         )
-    prefix = _block_of(pool, address)
-    if (stored := view.blocks.get(prefix)) is not None:
+    if (stored := view.block_of(address)) is not None:
         return Assignment(address, blocks.allocate_exact(stored.block, address, owner), stored.revision)
-    fresh = blocks.new(prefix, view.node, now_ns, claimed_at)
+    fresh = blocks.new(_block_around(pool, address), view.node, now_ns, claimed_at)
     return _claim(view, blocks.allocate_exact(fresh, address, owner), 0, address)
 
 
@@ -153,7 +158,7 @@ def walk(pool: IPPool, node: str) -> Iterator[Prefix]:
         yield type(cidr)((int(first), size))
 
 
-def _block_of(pool: IPPool, address: Address) -> Prefix:
+def _block_around(pool: IPPool, address: Address) -> Prefix:
     host_bits = address.max_prefixlen - pool.spec.block_size
     return type(pool.spec.cidr)((int(address) >> host_bits << host_bits, pool.spec.block_size))
 

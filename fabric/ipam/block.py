@@ -204,11 +204,17 @@ def from_json(text: str) -> Block:
             sequences={int(i): n for i, n in (document.get("sequenceNumberForAllocation") or {}).items()},
             rest={key: value for key, value in document.items() if key not in _KNOWN},
         )
+        # A free address that is held, or is none of the block's, would be given out a second time.
+        wrong = [i for i in block.free if not 0 <= i < len(block.owners) or block.owners[i]]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
         raise ConfigError(f"stored block: not readable ({type(err).__name__}: {err})") from err
     if len(block.owners) != block.prefix.num_addresses:
         raise ConfigError(
             f"stored block {block.prefix}: {len(block.owners)} allocations for {block.prefix.num_addresses} addresses"
+        )
+    if wrong or len(set(block.free)) < len(block.free):
+        raise ConfigError(
+            f"stored block {block.prefix}: unallocated does not fit allocations, or repeats itself"
         )
     return block
 

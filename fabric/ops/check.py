@@ -13,7 +13,7 @@ from typing import TypeAlias
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Prefix
 from fabric.kernel import facts, probe
-from fabric.kernel.facts import HostAddress
+from fabric.kernel.facts import HostAddress, Listener
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.node import Node
 from fabric.plan.links import is_ours
@@ -40,11 +40,14 @@ async def host_problems() -> list[str]:
 
 async def port_problems() -> list[str]:
     """Return who holds the BGP port on this host, which ExaBGP is to listen on."""
-    return [
+    return [port_problem(holder) for holder in await facts.listeners(BGP_PORT)]
+
+
+def port_problem(holder: Listener) -> str:
+    return (
         f"port {BGP_PORT}: held by {holder.name or 'a process'} (pid {holder.pid or 'unknown'}); stop it, or let it "
         "peer from another host: two BGP daemons cannot share the port"
-        for holder in await facts.listeners(BGP_PORT)
-    ]
+    )
 
 
 async def clock_warnings() -> list[str]:

@@ -1,0 +1,166 @@
+"""Touches one lab node: attaches in this process, with a clock at each seam, and prints where the time goes.
+
+Runs inside a node that has not joined, under a node name of its own: the agent's own code, from its
+socket to the kernel, without its loops. What those loops add is the difference to the request measured
+on a real agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fabric.agent import server
+from fabric.agent.desired import Desired
+from fabric.agent.host import read_host
+from fabric.agent.passes import Passes
+from fabric.agent.snapshot import fold
+from fabric.agent.state import State
+from fabric.agent.workloads import Request, Workloads
+from fabric.api import client
+from fabric.kernel.links import NetlinkLinks
+from fabric.kernel.routes import NetlinkFib
+from fabric.kernel.threads import new_namespace
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.plan.links import Veth
+from fabric.plan.routes import Route
+from fabric.store.etcd import Etcd
+from fabric.store.keys import CALICO
+from fabric.store.kv import Changes, Txn
+
+NODE = "twin"
+SOCKET = Path("/run/bench.sock")
+STARTED_WITHIN = 10.0  # seconds
+SEAMS = ("etcd transaction", "link", "route", "desired state")
+
+
+class Clock:
+    """Seconds by name, of the request at hand."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.taken[name] += time.perf_counter() - started
+
+    def stages(self) -> dict[str, float]:
+        """Return the request as the sum of its stages, in their order, and forget it."""
+        taken, self.taken = self.taken, defaultdict(float)
+        seams = {name: taken[name] for name in SEAMS}
+        return {
+            "HTTP, both ends": taken["request"] - taken["attach"],
+            "decide, and fold the result": taken["attach"] - sum(seams.values()),
+            **seams,
+        }
+
+
+class TimedEtcd(Etcd):
+    def __init__(self, etcd: str, clock: Clock) -> None:
+        super().__init__([etcd])
+        self._clock = clock
+
+    async def commit(self, txn: Txn) -> int:
+        with self._clock.of("etcd transaction"):
+            return await super().commit(txn)
+
+
+class TimedLinks(NetlinkLinks):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    async def create(self, veth: Veth) -> None:
+        with self._clock.of("link"):
+            await super().create(veth)
+
+
+class TimedFib(NetlinkFib):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    async def replace(self, route: Route) -> None:
+        with self._clock.of("route"):
+            await super().replace(route)
+
+
+@dataclass
+class TimedState(State):
+    clock: Clock = field(default_factory=Clock)
+
+    def compute(self) -> Desired:
+        with self.clock.of("desired state"):
+            return super().compute()
+
+
+class TimedWorkloads(Workloads):
+    def __init__(self, state: TimedState, kv: Etcd, passes: Passes) -> None:
+        super().__init__(state, kv, passes)
+        self._clock = state.clock
+
+    async def attach(self, request: Request) -> WorkloadEndpoint:
+        with self._clock.of("attach"):
+            return await super().attach(request)
+
+
+async def measure(etcd: str, count: int) -> dict[str, list[float]]:
+    """Return the stages of `count` attaches; the one before them, which claims a block, is not kept."""
+    state = TimedState(NODE)
+    kv = TimedEtcd(etcd, state.clock)
+    with TimedFib(state.clock) as fib:
+        listing = await kv.list(CALICO)
+        snapshot = fold(state.snapshot, Changes(listing.revision, puts=listing.items))
+        state.update(snapshot=replace(snapshot, in_sync=True), host=await read_host(fib))
+        passes = Passes(TimedLinks(state.clock), fib)
+        serving = asyncio.create_task(server.serve(state, TimedWorkloads(state, kv, passes), passes, SOCKET))
+        try:
+            await _started()
+            return await _rounds(state.clock, count)
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+            await kv.close()
+
+
+async def _started() -> None:
+    async with asyncio.timeout(STARTED_WITHIN):
+        while not SOCKET.exists():
+            await asyncio.sleep(0.01)
+
+
+async def _rounds(clock: Clock, count: int) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = defaultdict(list)
+    for number in range(count + 1):
+        namespace = new_namespace()
+        body = {"name": f"w{number}", "namespace": "default", "netns": f"/proc/{os.getpid()}/fd/{namespace}"}
+        await asyncio.to_thread(_request, clock, body)
+        stages = clock.stages()
+        await asyncio.to_thread(client.call, "DELETE", f"/v1/workloads/default/w{number}", at=SOCKET)
+        clock.stages()
+        if number:
+            for name, seconds in stages.items():
+                samples[name].append(seconds)
+    return samples
+
+
+def _request(clock: Clock, body: Any) -> None:
+    with clock.of("request"):
+        client.call("POST", "/v1/workloads", body, at=SOCKET)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(measure(sys.argv[1], int(sys.argv[2])))))
