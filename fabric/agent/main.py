@@ -157,7 +157,12 @@ async def _pass_loop(
     loop = asyncio.get_running_loop()
     read_at, retry = 0.0, RETRY
     while True:
-        await _wait(state.dirty, min(read_at - loop.time(), retry if state.outcome.refused else READ_BACK))
+        due = [read_at - loop.time()]
+        if state.outcome.refused:
+            due.append(retry)
+        if state.ribs.connected and not state.ribs.settled:
+            due.append(state.ribs.settle_by - loop.time())
+        await _wait(state.dirty, min(due))
         await asyncio.sleep(BATCH)
         state.dirty.clear()
         read_back = drift.is_set() or loop.time() >= read_at or bool(state.outcome.refused)
@@ -173,17 +178,17 @@ async def _pass(state: State, passes: Passes, link: _SpeakerLink, read_back: boo
     """Kernel first, then announcements: what is announced can be reached."""
     if not state.snapshot.in_sync and not state.snapshot.revision:
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
-    desired = state.compute()
-    if any(address.version == 6 for link in desired.links.values() for address in link.addresses):
+    in_sync = state.snapshot.in_sync and state.ribs.settled
+    outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)
+    _log_changes(outcome, state.outcome)
+    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
         # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
         await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
-        desired = state.compute()  # an attach may have finished meanwhile, and must not be undone here
-    state.ribs = ribs.settle(state.ribs, desired.wanted, asyncio.get_running_loop().time())
-    in_sync = state.snapshot.in_sync and state.ribs.settled
-    outcome = await passes.run(desired, in_sync=in_sync, read_back=read_back)
-    _log_changes(outcome, state.outcome)
-    await _hand_down(link, desired.wanted)
+    await _hand_down(link, state.desired.wanted)
     state.passed(outcome)
+    settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
+    if settled is not state.ribs:
+        state.update(ribs=settled)  # what was held back until now may be removed by the next pass
     return outcome
 
 

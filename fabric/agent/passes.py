@@ -7,7 +7,7 @@ what it changes; a read-back (every 90 s or so, or after a netlink event) finds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -53,15 +53,24 @@ class Passes:
         return self._routes
 
     async def run(
-        self, desired: Desired, *, in_sync: bool, read_back: bool = False, scope: Scope | None = None
+        self,
+        desire: Callable[[], Desired],
+        *,
+        in_sync: bool,
+        read_back: bool = False,
+        scope: Scope | None = None,
     ) -> Outcome:
         """Plan and apply, links before routes. Nothing is removed unless `in_sync`.
+
+        `desire` is asked when the pass begins, not when it is asked for: while it waited for another
+        pass, an attach may have changed what is desired.
 
         What is refused is planned again by the next pass; the rest is done all the same.
         """
         async with self._lock:
             if read_back or not self._known:
                 await self._read()
+            desired = desire()
             link_ops = links.plan(
                 desired.links, self._links, in_sync=in_sync, scope=scope.links if scope else None
             )

@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 
 from fabric.agent.passes import Outcome, Passes, Scope
 from fabric.agent.snapshot import fold, written
@@ -29,7 +30,7 @@ from fabric.errors import (
     Taken,
 )
 from fabric.ipam import assign, block
-from fabric.ipam.assign import Assignment, Stored
+from fabric.ipam.assign import Assignment
 from fabric.ipam.block import Owner
 from fabric.ipam.types import Address
 from fabric.model import namespaces
@@ -176,6 +177,12 @@ class Workloads:
 
     def _decide(self, request: Request) -> tuple[WorkloadEndpoint, Txn]:
         handle = _handle(self._state.node, request.namespace, request.name)
+        if keys.HandleKey(handle).path in self._state.snapshot.seen:
+            raise Taken(
+                f"workload {request.namespace}/{request.name}: IPAM handle {handle} still holds addresses of a "
+                "workload of that name, whose endpoint somebody deleted; nothing was attached; free them with `calicoctl ipam "
+                "release`, or choose another name"
+            )
         now = datetime.now(UTC)
         owner = Owner(
             handle,
@@ -205,12 +212,7 @@ class Workloads:
 
     def _endpoint(self, request: Request, made: tuple[Assignment, ...]) -> WorkloadEndpoint:
         return WorkloadEndpoint(
-            metadata=Metadata(
-                name=endpoint_name(self._state.node, ORCHESTRATOR, request.name, INTERFACE),
-                namespace=request.namespace,
-                labels=request.labels,
-                annotations={NETNS_ANNOTATION: request.netns},
-            ),
+            metadata=self._metadata(request),
             spec=WorkloadEndpointSpec(
                 orchestrator=ORCHESTRATOR,
                 node=self._state.node,
@@ -222,6 +224,20 @@ class Workloads:
                 mac=container_mac(request.namespace, request.name),
             ),
         )
+
+    def _metadata(self, request: Request) -> Metadata:
+        try:
+            return Metadata(
+                name=endpoint_name(self._state.node, ORCHESTRATOR, request.name, INTERFACE),
+                namespace=request.namespace,
+                labels=request.labels,
+                annotations={NETNS_ANNOTATION: request.netns},
+            )
+        except ValidationError as err:
+            rules = "; ".join(e["msg"].removeprefix("Value error, ") for e in err.errors())
+            raise ConfigError(
+                f"workload {request.namespace}/{request.name}: {rules}; nothing was attached"
+            ) from err
 
     def _profile(self, namespace: str, now: datetime) -> Txn:
         """Endpoints carry their namespace's profile from the first day, so nothing goes dark with policy."""
@@ -255,21 +271,18 @@ class Workloads:
     def _release(self, endpoint: WorkloadEndpoint) -> Txn:
         namespace = endpoint.metadata.namespace or "default"
         handle = _handle(self._state.node, namespace, endpoint.spec.workload)
+        view = self._state.snapshot.view(self._state.node)
         released = []
         for prefix in endpoint.spec.ip_networks:
             address = prefix.network_address
-            stored = self._block_of(address)
+            stored = view.block_of(address)
             if stored and address in stored.block.held_by(handle):
                 released.append((stored, block.release(stored.block, address, handle)))
         return ipam.release(released, handle)
 
-    def _block_of(self, address: Address) -> Stored | None:
-        blocks = self._state.snapshot.blocks
-        return next((s for p, s in blocks.items() if p.version == address.version and address in p), None)
-
     async def _pass(self, endpoint: WorkloadEndpoint) -> Outcome:
         scope = Scope(frozenset({endpoint.spec.interface_name or ""}), frozenset(endpoint.spec.ip_networks))
-        return await self._passes.run(self._state.compute(), in_sync=True, scope=scope)
+        return await self._passes.run(self._state.compute, in_sync=True, scope=scope)
 
     async def _undo(self, endpoint: WorkloadEndpoint, refused: DataplaneError) -> None:
         name = f"{endpoint.metadata.namespace}/{endpoint.spec.workload}"
