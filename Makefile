@@ -22,7 +22,7 @@ setup: .venv/.ready ## install what is missing: Debian packages, then .venv
 	@tests/setup-host.sh $(APT)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "setup: Python packages into .venv"
-	@$(BIN)/python -m pip install --quiet --upgrade pip wheel setuptools
+	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet -e '.[dev,plots]'
 	@touch $@
 
