@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
+UNLIMITED = 10_000  # columns: what reads a pipe does not expect folded cells
+
 
 class Format(StrEnum):
     """`-o`."""
@@ -18,11 +20,20 @@ class Format(StrEnum):
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print `rows` under `headings`, columns aligned; nothing but the headings where there are none."""
-    lines = [list(headings), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    """Print `rows` under `headings`, fitted to a terminal, whole lines elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        lines.add_column(heading, overflow="fold")
+    for row in rows:
+        lines.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else UNLIMITED)
+    with console.capture() as shown:
+        console.print(lines)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 def document(value: Any, form: Format) -> None:

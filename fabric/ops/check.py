@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Prefix
-from fabric.kernel import facts, probe
+from fabric.kernel import facts, probe, tables
 from fabric.kernel.facts import HostAddress, Listener
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.node import Node
@@ -50,7 +50,21 @@ def port_problem(holder: Listener) -> str:
     )
 
 
-async def clock_warnings() -> list[str]:
+async def warnings() -> list[str]:
+    """Return what does not keep this host from being a node, and may still hurt it."""
+    return [*await _clock_warnings(), *await _firewall_warnings()]
+
+
+async def _firewall_warnings() -> list[str]:
+    return [
+        f"firewall: FORWARD drops by default in the {found.backend} IPv{found.version} filter table, as Docker sets "
+        "it: packets to and from containers may die there; accept the pools' prefixes ahead of it"
+        for found in await tables.forward_policies()
+        if found.policy == "DROP"
+    ]
+
+
+async def _clock_warnings() -> list[str]:
     clock = await facts.clock()
     if clock.synchronised:
         return []

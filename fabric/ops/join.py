@@ -138,7 +138,7 @@ async def _check(kv: KeyValueStore) -> list[str]:
     cluster = next((c for c in found if isinstance(c, ClusterInformation)), None)
     problems += check.clock_problems(cluster, datetime.now(UTC))
     check.refuse(problems)
-    return await check.clock_warnings()
+    return await check.warnings()
 
 
 async def _cluster(request: Request, kv: KeyValueStore, addresses: list[HostAddress]) -> list[Resource]:
