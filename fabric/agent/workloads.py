@@ -180,8 +180,8 @@ class Workloads:
         if keys.HandleKey(handle).path in self._state.snapshot.seen:
             raise Taken(
                 f"workload {request.namespace}/{request.name}: IPAM handle {handle} still holds addresses of a "
-                "workload of that name, whose endpoint somebody deleted; nothing was attached; free them with `calicoctl ipam "
-                "release`, or choose another name"
+                "workload of that name, whose endpoint somebody deleted; nothing was attached; free them with "
+                "`calicoctl ipam release`, or choose another name"
             )
         now = datetime.now(UTC)
         owner = Owner(

@@ -68,16 +68,18 @@ def join(
         output.note(f"warning: {warning}")
     for change in registered.changes or ("nothing to change in the datastore",):
         print(change)
-    process = op.start(config)
+    process = op.start(config, foreground=foreground)
     output.note("waiting for agent, speaker and sessions ..." if process else "agent and speaker run already")
-    try:
-        status = op.wait_ready(process)
-        print(f"node {status['node']} ({status['address']}) is ready")
-        _print_sessions(status["sessions"])
-        _refuse_dead_sessions(status["sessions"])
-    finally:
-        if foreground and process:
-            _stay(process)
+    status = op.wait_ready(process)
+    print(f"node {status['node']} ({status['address']}) is ready")
+    _print_sessions(status["sessions"])
+    dead = _dead_sessions(status["sessions"])
+    if foreground and process:
+        if dead:
+            output.note(f"warning: {dead}")
+        _stay(process)
+    elif dead:
+        raise FabricError(dead)
 
 
 def _stay(process: subprocess.Popen[bytes]) -> None:
@@ -92,16 +94,18 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
         raise FabricError(f"supervisor: ended with status {status}; see {configuration.LOG}")
 
 
-def _refuse_dead_sessions(sessions: list[dict[str, Any]]) -> None:
+def _dead_sessions(sessions: list[dict[str, Any]]) -> str:
+    """Return what to say of the sessions that are not up, "" where all are."""
     dead = [s for s in sessions if s["state"] != "Established"]
-    if dead:
-        why = "\n".join(
-            f"  {s['peer']} (AS {s['peer_as']}): {s['state']}: {s['reason'] or 'no answer'}" for s in dead
-        )
-        raise FabricError(
-            f"session not established:\n{why}\nthe node has joined and keeps trying; until then nothing is announced "
-            "there; compare address and AS with the router's configuration"
-        )
+    if not dead:
+        return ""
+    why = "\n".join(
+        f"  {s['peer']} (AS {s['peer_as']}): {s['state']}: {s['reason'] or 'no answer'}" for s in dead
+    )
+    return (
+        f"session not established:\n{why}\nthe node has joined and keeps trying; until then nothing is announced "
+        "there; compare address and AS with the router's configuration"
+    )
 
 
 def _peer(text: str) -> Peer:

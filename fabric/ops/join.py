@@ -29,6 +29,7 @@ from fabric.kernel.routes import NetlinkFib
 from fabric.model import kinds, namespaces
 from fabric.model.base import Resource
 from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.ippool import IPPool
 from fabric.model.node import Node
 from fabric.model.wire import from_json
 from fabric.ops import check, resources, supervise
@@ -87,7 +88,9 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )
     check.claim_problems(request.name, node_id, address, nodes, ID_ANNOTATION)
-    cluster = await _cluster(request, kv, addresses)
+    there = [p for p in await resources.get(kv, kinds.lookup("ippool")) if isinstance(p, IPPool)]
+    warnings += _unused_pools(request, there)
+    cluster = await _cluster(request, there, addresses)
     node = _node(request, node_id, address, addresses)
     peers = [_bgp_peer(request.name, peer) for peer in request.peers]
     _remember_id(node_id)
@@ -141,21 +144,31 @@ async def _check(kv: KeyValueStore) -> list[str]:
     return await check.warnings()
 
 
-async def _cluster(request: Request, kv: KeyValueStore, addresses: list[HostAddress]) -> list[Resource]:
-    """What a new cluster lacks, in the order to create it."""
+async def _cluster(request: Request, there: list[IPPool], addresses: list[HostAddress]) -> list[Resource]:
+    """What a new cluster lacks, in the order to create it; pools only where there are none."""
     mesh = {"nodeToNodeMeshEnabled": False} if request.peers else {}
     made = [
         _resource("ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True}),
         _resource("BGPConfiguration", "default", mesh),
         namespaces.profile("default"),
     ]
-    if not await resources.get(kv, kinds.lookup("ippool")):
+    if not there:
         pools = request.pools or (check.default_pool(addresses, await _prefixes()),)
         made += [
             _resource("IPPool", DEFAULT_POOL[pool.version], {"cidr": str(pool), "natOutgoing": False})
             for pool in pools
         ]
     return made
+
+
+def _unused_pools(request: Request, there: list[IPPool]) -> list[str]:
+    has = {pool.spec.cidr for pool in there}
+    named = ", ".join(sorted(map(str, has)))
+    return [
+        f"--pool {pool}: not created, since the cluster has pools ({named}); add one with `fabricctl apply`"
+        for pool in request.pools
+        if there and pool not in has
+    ]
 
 
 async def _prefixes() -> list[Prefix]:
@@ -198,26 +211,34 @@ def _resource(kind: str, name: str, spec: dict[str, Any], metadata: dict[str, An
         raise ConfigError(f"{err}; nothing was changed") from err
 
 
-def start(config: Config) -> subprocess.Popen[bytes] | None:
-    """Start the supervisor, away from this terminal, and return it; None where one runs already.
+def start(config: Config, *, foreground: bool = False) -> subprocess.Popen[bytes] | None:
+    """Start the supervisor and return it; None where one runs already with this configuration.
 
-    Its children's logs go to LOG, the last run's kept beside it.
+    One with another configuration is replaced, under graceful restart. In the foreground it shares our
+    output and our death; else it leaves this terminal, and logs to LOG, the last run's log kept beside it.
+
+    Raises:
+        Taken: the foreground was asked for, and one runs already.
     """
-    if supervise.running() is not None:
+    pid = supervise.running()
+    if pid is not None and foreground:
+        raise Taken(
+            f"supervisor: runs already as pid {pid}; it was left alone; stop it to run in the foreground"
+        )
+    if pid is not None and configuration.load(env={}) == config:
         return None
+    supervise.stop()
     configuration.save(config)
-    configuration.RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "fabric.ops.supervise"]
+    if foreground:
+        return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], stdin=subprocess.DEVNULL)
     log = configuration.LOG
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "fabric.ops.supervise"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
 
 

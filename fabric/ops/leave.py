@@ -6,8 +6,6 @@ routers hear a withdrawal instead of losing a peer. What it could not remove is 
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from dataclasses import dataclass
 
@@ -28,7 +26,6 @@ from fabric.store import ipam, keys
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
 WITHDRAWN_WITHIN = 10.0  # seconds for the agent to withdraw and for the speaker to say so
-STOPPED_WITHIN = 15.0
 POLL = 0.1
 
 
@@ -51,7 +48,7 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     await _refuse_with_workloads(config.node, kv)
     lines = [*await _hand_back(config.node, kv), *await _forget(config.node, kv)]
     _wait_withdrawn()
-    if stop_supervisor():
+    if supervise.stop():
         lines.append("processes: stopped")
     lines += await _sweep()
     for path in (configuration.CONFIG, configuration.NODE_ID):
@@ -100,26 +97,6 @@ def _wait_withdrawn() -> None:
         if not status["sessions"] and not status["blocks"] and not status["registered"]:
             return
         time.sleep(POLL)
-
-
-def stop_supervisor() -> bool:
-    """Stop the supervisor and with it agent and speaker; return whether one ran.
-
-    Raises:
-        FabricError: it did not end.
-    """
-    pid = supervise.running()
-    if pid is None:
-        return False
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOPPED_WITHIN
-    while supervise.running() is not None:
-        if time.monotonic() > deadline:
-            raise FabricError(
-                f"supervisor (pid {pid}): still running after {STOPPED_WITHIN:.0f} s; stop it by hand"
-            )
-        time.sleep(POLL)
-    return True
 
 
 async def _sweep() -> list[str]:

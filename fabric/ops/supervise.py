@@ -23,7 +23,7 @@ import structlog
 
 from fabric import logs
 from fabric.config import RUN, SUPERVISOR_LOCK
-from fabric.errors import Taken
+from fabric.errors import FabricError, Taken
 
 log = structlog.get_logger()
 
@@ -34,6 +34,8 @@ CHILDREN = {
 FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0  # seconds
 HEALTHY_AFTER = 30.0  # seconds of life that make the next restart immediate again
 STOP_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+STOPPED_WITHIN = 15.0  # seconds; both children may need their grace
+POLL = 0.1
 
 
 def hold_lock(path: Path = SUPERVISOR_LOCK) -> int:
@@ -68,6 +70,26 @@ def running(path: Path = SUPERVISOR_LOCK) -> int | None:
     finally:
         os.close(fd)
     return None
+
+
+def stop() -> bool:
+    """Stop the host's supervisor, and with it agent and speaker; return whether one ran.
+
+    Raises:
+        FabricError: it did not end.
+    """
+    pid = running()
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOPPED_WITHIN
+    while running() is not None:
+        if time.monotonic() > deadline:
+            raise FabricError(
+                f"supervisor (pid {pid}): still running after {STOPPED_WITHIN:.0f} s; stop it by hand"
+            )
+        time.sleep(POLL)
+    return True
 
 
 async def supervise() -> None:
