@@ -13,7 +13,7 @@ from fabric.agent import report
 from fabric.agent.state import State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the registry's key, by identity: the state has no hash
 class _StateCollector(Collector):
     """Series grow with peers and blocks of this node, never with endpoints or routes."""
 
@@ -40,7 +40,7 @@ class _StateCollector(Collector):
         yield _one(
             "fabricctl_refused", "operations the kernel refused in the last pass", len(state.outcome.refused)
         )
-        yield _one("fabricctl_loc_rib_prefixes", "prefixes with a best path", len(state.desired.best))
+        yield _one("fabricctl_loc_rib_prefixes", "prefixes with a best path", len(state.desired.loc_rib.best))
         yield from self._sessions()
         held = GaugeMetricFamily(
             "fabricctl_block_addresses_held", "addresses held in a block", labels=["block"]

@@ -57,7 +57,7 @@ def sessions(state: State) -> list[Json]:
                 "reason": seen.reason,
                 "flaps": seen.flaps,
                 "received": len(received),
-                "accepted": sum(path not in state.desired.refused for path in received.values()),
+                "accepted": sum(path not in state.desired.loc_rib.refused for path in received.values()),
                 # Never counted as advertised unless the session is there to carry it.
                 "advertised": len(advertised.get(spec.peer, ())) if up else 0,
             }
@@ -101,7 +101,7 @@ def workloads(state: State) -> list[Json]:
 def received(state: State) -> list[Json]:
     """Return every path of every adj-RIB-in, and why it is not used where it is not."""
     return [
-        _path(path) | {"refused": state.desired.refused.get(path, "")}
+        _path(path) | {"refused": state.desired.loc_rib.refused.get(path, "")}
         for peer in sorted(state.ribs.adj_rib_in, key=str)
         for path in sorted(state.ribs.adj_rib_in[peer].values(), key=_by_prefix)
     ]
@@ -112,7 +112,9 @@ def best(state: State) -> list[Json]:
     return [
         _path(entry.best.path)
         | {"next_hops": [{"address": str(c.via.gateway), "device": c.via.device} for c in entry.multipath]}
-        for _, entry in sorted(state.desired.best.items(), key=lambda item: _by_prefix(item[1].best.path))
+        for _, entry in sorted(
+            state.desired.loc_rib.best.items(), key=lambda item: _by_prefix(item[1].best.path)
+        )
     ]
 
 

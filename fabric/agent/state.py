@@ -42,7 +42,7 @@ class State:
 
     def compute(self) -> Desired:
         """Return what the node should have now, and remember it."""
-        self.desired = desire(self.node, self.snapshot, self.ribs, self.host)
+        self.desired = desire(self.node, self.snapshot, self.ribs, self.host, self.desired.loc_rib)
         return self.desired
 
     def passed(self, outcome: Outcome) -> None:
