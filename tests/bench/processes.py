@@ -24,7 +24,7 @@ def run(argv: Sequence[str], *, stdin: Path = Path(os.devnull), env: Mapping[str
         (os.POSIX_SPAWN_OPEN, 1, str(OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    pid = os.posix_spawnp(argv[0], argv, os.environ if env is None else env, file_actions=files)
+    pid = os.posix_spawnp(argv[0], list(argv), os.environ if env is None else env, file_actions=files)
     _, status = os.waitpid(pid, 0)
     if status:
         code = os.waitstatus_to_exitcode(status)

@@ -16,14 +16,16 @@ import struct
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from urllib.request import urlopen
 
 from fabric.api import client
 from fabric.config import AGENT_SOCKET
+from fabric.errors import AgentError, FabricError
 from fabric.plan.links import GATEWAY4, HOST_MAC
 from tests.bench.processes import run
 
@@ -133,24 +135,34 @@ class Bench:
         self.samples: dict[str, list[float]] = defaultdict(list)
         self._etcd = etcd
         self._schedstat = Path(f"/proc/{_agent_pid()}/schedstat")
-        self._numbers = iter(range(1, 1 << 16))
+        self._made = 0
 
-    def rounds(self, contenders: tuple[Contender, ...], count: int, label: str) -> None:
+    def rounds(self, contenders: Sequence[Contender], count: int, label: str) -> None:
         """Let each contender attach and detach once a round; the first round warms up and is not kept."""
-        turns = [(c, number, _namespace(number)) for _ in range(count + 1) for c in contenders
-                 for number in [next(self._numbers)]]  # fmt: skip
+        turns = [(contender, *self._namespace()) for _ in range(count + 1) for contender in contenders]
         for at, (contender, number, netns) in enumerate(turns):
-            keep = at >= len(contenders)
-            self._measure(f"{label} add: {contender.name}", lambda c=contender, n=number, p=netns: c.add(n, p), keep)
-            self._measure(f"{label} del: {contender.name}", lambda c=contender, n=number, p=netns: c.delete(n, p), keep)
+            for verb, work in (("add", contender.add), ("del", contender.delete)):
+                self._measure(
+                    f"{label} {verb}: {contender.name}",
+                    partial(work, number, netns),
+                    keep=at >= len(contenders),
+                )
 
     def starts(self, count: int) -> None:
         """Time programs that only start and end."""
         for _ in range(count):
-            self._measure("start: fabricctl --help", lambda: run(["fabricctl", "--help"]), keep=True)
-            self._measure("start: python3 -c pass", lambda: run([sys.executable, "-c", "pass"]), keep=True)
+            for argv in (["fabricctl", "--help"], ["python3", "-c", "pass"]):
+                self._measure(f"start: {' '.join(argv)}", partial(run, argv), keep=True)
 
-    def _measure(self, name: str, work: Callable[[], None], keep: bool) -> None:
+    def _namespace(self) -> tuple[int, Path]:
+        """Make the next namespace; return the number of its workload and its path."""
+        self._made += 1
+        run(["ip", "netns", "add", f"bench-{self._made}"])
+        path = Path(f"/run/netns/bench-{self._made}")
+        write_batches(self._made, path)
+        return self._made, path
+
+    def _measure(self, name: str, work: Callable[[], None], *, keep: bool) -> None:
         before = self._proposals()
         self._quiet()
         started = time.perf_counter()
@@ -177,10 +189,14 @@ class Bench:
             before, ran = ran, self._ran()
             if ran - before < QUIET_FOR * QUIET_SHARE:
                 return
-        raise TimeoutError(f"the agent is still busy after {QUIET_WITHIN:.0f} s; nothing was measured after that")
+        raise AgentError(f"agent: still busy {QUIET_WITHIN:.0f} s after a request; the run was given up")
 
     def _ran(self) -> float:
-        return int(self._schedstat.read_text().split()[0]) / 1e9
+        """Return the seconds that the agent's main thread has run."""
+        try:
+            return int(self._schedstat.read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError) as err:
+            raise AgentError("agent: ended during the benchmark; the run was given up") from err
 
 
 def _agent_pid() -> int:
@@ -189,13 +205,6 @@ def _agent_pid() -> int:
         peer = agent.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", peer)[0]
     return pid
-
-
-def _namespace(number: int) -> Path:
-    run(["ip", "netns", "add", f"bench-{number}"])
-    path = Path(f"/run/netns/bench-{number}")
-    write_batches(number, path)
-    return path
 
 
 def main(etcd: str, count: int, cli_count: int) -> None:
@@ -209,4 +218,7 @@ def main(etcd: str, count: int, cli_count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    try:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    except FabricError as err:
+        sys.exit(str(err))

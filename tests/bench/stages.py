@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from fabric.agent import server
 from fabric.agent.desired import Desired
@@ -40,6 +39,7 @@ from fabric.store.kv import Changes, Txn
 NODE = "twin"
 SOCKET = Path("/run/bench.sock")
 STARTED_WITHIN = 10.0  # seconds
+QUIET_FOR = 0.08  # seconds between requests, as in the rounds: one that follows at once finds warm caches
 SEAMS = ("etcd transaction", "link", "route", "desired state")
 
 
@@ -62,8 +62,8 @@ class Clock:
         taken, self.taken = self.taken, defaultdict(float)
         seams = {name: taken[name] for name in SEAMS}
         return {
-            "HTTP, both ends": taken["request"] - taken["attach"],
-            "decide, and fold the result": taken["attach"] - sum(seams.values()),
+            "HTTP, both ends": taken["request"] - taken["workloads"],
+            "decide, and fold the result": taken["workloads"] - sum(seams.values()),
             **seams,
         }
 
@@ -86,6 +86,10 @@ class TimedLinks(NetlinkLinks):
     async def create(self, veth: Veth) -> None:
         with self._clock.of("link"):
             await super().create(veth)
+
+    async def remove(self, name: str) -> None:
+        with self._clock.of("link"):
+            await super().remove(name)
 
 
 class TimedFib(NetlinkFib):
@@ -113,12 +117,16 @@ class TimedWorkloads(Workloads):
         self._clock = state.clock
 
     async def attach(self, request: Request) -> WorkloadEndpoint:
-        with self._clock.of("attach"):
+        with self._clock.of("workloads"):
             return await super().attach(request)
+
+    async def detach(self, namespace: str, name: str) -> WorkloadEndpoint:
+        with self._clock.of("workloads"):
+            return await super().detach(namespace, name)
 
 
 async def measure(etcd: str, count: int) -> dict[str, list[float]]:
-    """Return the stages of `count` attaches; the one before them, which claims a block, is not kept."""
+    """Return the stages of `count` attaches and detaches; the first, which claims a block, is not kept."""
     state = TimedState(NODE)
     kv = TimedEtcd(etcd, state.clock)
     with TimedFib(state.clock) as fib:
@@ -128,7 +136,7 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
         passes = Passes(TimedLinks(state.clock), fib)
         serving = asyncio.create_task(server.serve(state, TimedWorkloads(state, kv, passes), passes, SOCKET))
         try:
-            await _started()
+            await asyncio.to_thread(_await_socket)
             return await _rounds(state.clock, count)
         finally:
             serving.cancel()
@@ -136,10 +144,12 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
             await kv.close()
 
 
-async def _started() -> None:
-    async with asyncio.timeout(STARTED_WITHIN):
-        while not SOCKET.exists():
-            await asyncio.sleep(0.01)
+def _await_socket() -> None:
+    deadline = time.monotonic() + STARTED_WITHIN
+    while not SOCKET.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{SOCKET}: not there after {STARTED_WITHIN:.0f} s")
+        time.sleep(0.01)
 
 
 async def _rounds(clock: Clock, count: int) -> dict[str, list[float]]:
@@ -147,19 +157,20 @@ async def _rounds(clock: Clock, count: int) -> dict[str, list[float]]:
     for number in range(count + 1):
         namespace = new_namespace()
         body = {"name": f"w{number}", "namespace": "default", "netns": f"/proc/{os.getpid()}/fd/{namespace}"}
-        await asyncio.to_thread(_request, clock, body)
-        stages = clock.stages()
-        await asyncio.to_thread(client.call, "DELETE", f"/v1/workloads/default/w{number}", at=SOCKET)
-        clock.stages()
-        if number:
-            for name, seconds in stages.items():
-                samples[name].append(seconds)
+        for what, *call in (
+            ("attach", "POST", "/v1/workloads", body),
+            ("detach", "DELETE", f"/v1/workloads/default/w{number}"),
+        ):
+            await asyncio.sleep(QUIET_FOR)
+            await asyncio.to_thread(_request, clock, *call)
+            for name, seconds in clock.stages().items():
+                samples[f"{what}: {name}"] += [seconds] * bool(number)
     return samples
 
 
-def _request(clock: Clock, body: Any) -> None:
+def _request(clock: Clock, method: str, path: str, body: object = None) -> None:
     with clock.of("request"):
-        client.call("POST", "/v1/workloads", body, at=SOCKET)
+        client.call(method, path, body, at=SOCKET)
 
 
 if __name__ == "__main__":
