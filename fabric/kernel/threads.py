@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from fabric.errors import DataplaneError
@@ -20,6 +23,7 @@ from fabric.errors import DataplaneError
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
+NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,6 +44,20 @@ def enter(namespace: int) -> None:
     if _libc.setns(namespace, CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def is_network_namespace(path: Path) -> bool:
+    """Whether `path` is a network namespace; namespaces of every kind are files of one filesystem, nsfs.
+
+    Raises:
+        OSError: nothing is there, or it may not be looked at.
+    """
+    found = path.stat()
+    # Only a file of nsfs is opened: a FIFO would hang, a device might act on it.
+    if not stat.S_ISREG(found.st_mode) or found.st_dev != Path("/proc/self/ns/net").stat().st_dev:
+        return False
+    with path.open("rb") as file:
+        return fcntl.ioctl(file, NS_GET_NSTYPE) == CLONE_NEWNET
 
 
 def new_namespace() -> int:

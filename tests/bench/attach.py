@@ -63,19 +63,19 @@ def _inside(lab: Lab, node: str, module: str, *arguments: object) -> Samples:
 def rows(rounds: Samples, stages: Samples) -> list[Row]:
     """Return the figures, times in milliseconds."""
     against_peers = [
-        Row(what, "ms", _ms(rounds, f"socket {verb}: ours"), _ms(rounds, f"socket {verb}: {peer}"), peer)
+        Row.beside(what, "ms", _ms(rounds, f"socket {verb}: ours"), _ms(rounds, f"socket {verb}: {peer}"), peer)
         for what, verb in (("attach", "add"), ("detach", "del"))
         for peer in (PTP, BATCH)
     ]
     command_line = [
-        Row(
+        Row.beside(
             "fabricctl workload add, whole process",
             "ms",
             _ms(rounds, "cli add: fabricctl"),
             _ms(rounds, "cli add: ours"),
             "the bare request",
         ),
-        Row(
+        Row.beside(
             "fabricctl --help",
             "ms",
             _ms(rounds, "start: fabricctl --help"),
@@ -91,17 +91,17 @@ def rows(rounds: Samples, stages: Samples) -> list[Row]:
         )
         for what, verb in (("attach", "add"), ("detach", "del"))
     ]
-    parts = [Row(f"of one {name}", "ms", _ms(stages, name)) for name in sorted(stages) if any(stages[name])]
+    parts = [Row(f"of one {name}", "ms", Figure.of(_ms(stages, name))) for name in sorted(stages) if any(stages[name])]
     return [*against_peers, *command_line, *transactions, *parts]
 
 
-def _ms(samples: Samples, name: str) -> Figure:
-    return Figure.of([seconds * 1000 for seconds in samples[name]])
+def _ms(samples: Samples, name: str) -> list[float]:
+    return [seconds * 1000 for seconds in samples[name]]
 
 
 def targets(made: Sequence[Row]) -> list[str]:
     """Return one line a target: what it is, and whether this run met it."""
-    ratio = next(row.ratio or 0.0 for row in made if row.name == "attach" and row.peer_name == PTP)
+    ratio = next(row.ratio.median for row in made if row.ratio and row.name == "attach" and row.peer_name == PTP)
     most = max(row.ours.max for row in made if row.unit == "count")
     return [
         f"{_verdict(ratio <= 1.0)}: an attach takes at most as long as {PTP}: {ratio:.2f}x",

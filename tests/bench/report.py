@@ -1,8 +1,8 @@
 """Decide how a measurement is told: minimum, median and maximum, beside its peer's, as JSON, table and plot.
 
 The JSON form is a list of rows, one a measurement: `name`, `unit`, `ours`, `peer`, `peer_name`, `ratio`.
-`ours` and `peer` have `min`, `median` and `max`; `ratio` is that of the medians, below 1 where ours is
-the smaller. What has no peer has null there.
+`ours`, `peer` and `ratio` have `min`, `median` and `max`. The ratio is taken turn by turn, so that a machine
+whose speed drifts does not decide it; below 1 ours is the smaller. What has no peer has null there.
 """
 
 from __future__ import annotations
@@ -44,17 +44,21 @@ class Row:
     ours: Figure
     peer: Figure | None = None
     peer_name: str = ""
+    ratio: Figure | None = None
 
-    @property
-    def ratio(self) -> float | None:
-        """Ours to the peer's, median to median; None without a peer, or where the peer's is 0."""
-        return self.ours.median / self.peer.median if self.peer and self.peer.median else None
+    @classmethod
+    def beside(
+        cls, name: str, unit: str, ours: Sequence[float], peer: Sequence[float], peer_name: str
+    ) -> Self:
+        """Return the row of two series that were taken in turn, as many of the one as of the other."""
+        ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+        return cls(name, unit, Figure.of(ours), Figure.of(peer), peer_name, Figure.of(ratios))
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the JSON form."""
     return [
-        asdict(row) | {"peer_name": row.peer_name or None, "ratio": row.ratio and round(row.ratio, 3)}
+        asdict(row) | {"peer_name": row.peer_name or None}
         for row in rows
     ]
 
@@ -70,7 +74,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def _cells(row: Row) -> list[str]:
     peer = _numbers(row.peer) if row.peer else ["", "", ""]
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+    ratio = f"{row.ratio.median:.2f}x" if row.ratio else ""
     return [row.name, row.unit, *_numbers(row.ours), row.peer_name, *peer, ratio]
 
 
