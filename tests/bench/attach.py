@@ -63,7 +63,9 @@ def _inside(lab: Lab, node: str, module: str, *arguments: object) -> Samples:
 def rows(rounds: Samples, stages: Samples) -> list[Row]:
     """Return the figures, times in milliseconds."""
     against_peers = [
-        Row.beside(what, "ms", _ms(rounds, f"socket {verb}: ours"), _ms(rounds, f"socket {verb}: {peer}"), peer)
+        Row.beside(
+            what, "ms", _ms(rounds, f"socket {verb}: ours"), _ms(rounds, f"socket {verb}: {peer}"), peer
+        )
         for what, verb in (("attach", "add"), ("detach", "del"))
         for peer in (PTP, BATCH)
     ]
@@ -91,7 +93,11 @@ def rows(rounds: Samples, stages: Samples) -> list[Row]:
         )
         for what, verb in (("attach", "add"), ("detach", "del"))
     ]
-    parts = [Row(f"of one {name}", "ms", Figure.of(_ms(stages, name))) for name in sorted(stages) if any(stages[name])]
+    parts = [
+        Row(f"of one {name}", "ms", Figure.of(_ms(stages, name)))
+        for name in sorted(stages)
+        if any(stages[name])
+    ]
     return [*against_peers, *command_line, *transactions, *parts]
 
 
@@ -101,7 +107,9 @@ def _ms(samples: Samples, name: str) -> list[float]:
 
 def targets(made: Sequence[Row]) -> list[str]:
     """Return one line a target: what it is, and whether this run met it."""
-    ratio = next(row.ratio.median for row in made if row.ratio and row.name == "attach" and row.peer_name == PTP)
+    ratio = next(
+        row.ratio.median for row in made if row.ratio and row.name == "attach" and row.peer_name == PTP
+    )
     most = max(row.ours.max for row in made if row.unit == "count")
     return [
         f"{_verdict(ratio <= 1.0)}: an attach takes at most as long as {PTP}: {ratio:.2f}x",

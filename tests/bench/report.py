@@ -57,10 +57,7 @@ class Row:
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the JSON form."""
-    return [
-        asdict(row) | {"peer_name": row.peer_name or None}
-        for row in rows
-    ]
+    return [asdict(row) | {"peer_name": row.peer_name or None} for row in rows]
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:

@@ -1,0 +1,113 @@
+"""A node in memory: the agent's real parts over a fake etcd, FIB and links; several may share one etcd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+from fabric.agent.main import _follow_store
+from fabric.agent.passes import Passes
+from fabric.agent.state import State
+from fabric.agent.workloads import Request, Workloads
+from fabric.errors import Conflict, StoreError
+from fabric.model.base import Resource
+from fabric.model.ippool import IPPool
+from fabric.model.node import Node
+from fabric.model.wire import to_json
+from fabric.ops.resources import key_of
+from fabric.store.kv import Changes, Put, Txn
+from tests.fakes.etcd import FakeEtcd
+from tests.fakes.fib import FakeFib
+from tests.fakes.links import FakeLinks
+
+
+class MuteEtcd(FakeEtcd):
+    """An etcd that answers badly: the next `lost` commits are done, and their answers lost on the way.
+
+    While `flows` is clear, watches tell nothing; `refused` is set by each lost race.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = 0
+        self.flows, self.refused = asyncio.Event(), asyncio.Event()
+        self.flows.set()
+
+    async def commit(self, txn: Txn) -> int:
+        try:
+            revision = await super().commit(txn)
+        except Conflict:
+            self.refused.set()
+            raise
+        if self.lost:
+            self.lost -= 1
+            raise StoreError("commit: no answer; it may or may not have been done")
+        return revision
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
+        async with aclosing(super().watch(prefix, after)) as told:
+            async for changes in told:
+                await self.flows.wait()
+                yield changes
+
+
+class RoutedLinks(FakeLinks):
+    """Links whose routes in `fib` go with them, as in the kernel."""
+
+    def __init__(self, fib: FakeFib) -> None:
+        super().__init__()
+        self._fib = fib
+
+    async def remove(self, name: str) -> None:
+        await super().remove(name)
+        for key in [k for k, r in self._fib.routes.items() if any(h.device == name for h in r.next_hops)]:
+            del self._fib.routes[key]
+
+
+class FakeNode:
+    def __init__(self, name: str, kv: FakeEtcd) -> None:
+        self.kv, self.fib = kv, FakeFib()
+        self.links = RoutedLinks(self.fib)
+        self.passes = Passes(self.links, self.fib)
+        self.state = State(name)
+        self.workloads = Workloads(self.state, kv, self.passes)
+
+    async def caught_up(self) -> None:
+        """Return once the watch has shown all there is."""
+        async with asyncio.timeout(5):
+            await self.state.until(lambda: self.state.snapshot.revision >= self.kv.revision)
+
+
+@asynccontextmanager
+async def running(kv: FakeEtcd, name: str = "n1") -> AsyncIterator[FakeNode]:
+    """Register the node `name` and follow etcd with it until the block ends."""
+    node = FakeNode(name, kv)
+    await put(
+        kv,
+        Node.model_validate({"metadata": {"name": name}, "spec": {"bgp": {"ipv4Address": "192.0.2.1/24"}}}),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        follower = tasks.create_task(_follow_store(node.state, kv))
+        await node.caught_up()
+        try:
+            yield node
+        finally:
+            follower.cancel()
+
+
+async def put(kv: FakeEtcd, resource: Resource) -> None:
+    await kv.commit(Txn((), (Put(key_of(resource), to_json(resource)),)))
+
+
+def pool(cidr: str, name: str = "pool", **spec: object) -> IPPool:
+    return IPPool.model_validate({"metadata": {"name": name}, "spec": {"cidr": cidr, **spec}})
+
+
+def netns(number: int = 0) -> str:
+    """Return one of many paths that the agent takes for a container's network namespace."""
+    return "/proc/self/" + "ns/../" * number + "ns/net"
+
+
+def request(name: str, number: int = 0, **more: object) -> Request:
+    return Request(name, "default", netns(number), **more)  # type: ignore[arg-type]

@@ -1,0 +1,161 @@
+"""Passes over a FIB and links in memory: the goal counts, not the walk to it."""
+
+import asyncio
+import errno
+from ipaddress import ip_network
+from itertools import permutations
+
+import pytest
+
+from fabric.agent.desired import Desired
+from fabric.agent.passes import Outcome, Passes, Scope
+from fabric.plan.links import Create, Remove, Veth
+from fabric.plan.routes import NextHop, Replace, Route, RouteKey
+from tests.fakes.fib import FakeFib
+from tests.fakes.node import RoutedLinks
+
+
+def veth(number: int) -> Veth:
+    address = ip_network(f"10.244.1.{number}/32").network_address
+    return Veth(
+        f"fab00000000000{number}",
+        f"/run/netns/w{number}",
+        "eth0",
+        f"02:00:00:00:00:0{number}",
+        (address,),
+        1500,
+    )
+
+
+def to(link: Veth) -> Route:
+    return Route(RouteKey(ip_network(link.addresses[0])), frozenset({NextHop(device=link.name)}))
+
+
+def goal(*numbers: int, blackhole: bool = True) -> Desired:
+    links = [veth(n) for n in numbers]
+    hole = Route(RouteKey(ip_network("10.244.1.0/26")), frozenset(), blackhole=True)
+    routes = [*map(to, links), *([hole] if blackhole else [])]
+    return Desired({link.name: link for link in links}, {route.key: route for route in routes})
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self.fib = FakeFib()
+        self.links: RoutedLinks = RoutedLinks(self.fib)
+        self.passes = Passes(self.links, self.fib)
+
+    async def run(
+        self, goal: Desired, *, in_sync: bool = True, read_back: bool = False, scope: Scope | None = None
+    ) -> Outcome:
+        return await self.passes.run(lambda: goal, in_sync=in_sync, read_back=read_back, scope=scope)
+
+    def is_at(self, goal: Desired) -> bool:
+        return self.links.links.keys() == goal.links.keys() and self.fib.routes == goal.routes
+
+
+A, B, BOTH, NONE = goal(1), goal(2), goal(1, 2), Desired()
+
+
+@pytest.mark.parametrize("walk", list(permutations([A, B, BOTH, NONE], 3)))
+@pytest.mark.parametrize("read_back", [False, True])
+async def test_the_kernel_depends_on_the_goal_not_on_the_walk(
+    walk: tuple[Desired, ...], read_back: bool
+) -> None:
+    kernel = Kernel()
+    for desired in walk:
+        assert not (await kernel.run(desired, read_back=read_back)).refused
+        assert kernel.is_at(desired)
+        assert await kernel.run(desired, read_back=read_back) == Outcome()
+
+
+@pytest.mark.parametrize("walk", list(permutations([A, B, NONE], 3)))
+@pytest.mark.parametrize("what", ["link", "route"])
+async def test_what_was_refused_is_done_by_the_next_pass_and_spares_the_rest(
+    walk: tuple[Desired, ...], what: str
+) -> None:
+    for step in range(3):
+        kernel = Kernel()
+        for number, desired in enumerate(walk):
+            if number == step:
+                kernel.links.refuse = {veth(1).name: errno.EBUSY} if what == "link" else {}
+                kernel.fib.refuse = {to(veth(1)).key: errno.EBUSY} if what == "route" else {}
+            outcome = await kernel.run(desired)
+            assert {err.code for err in outcome.refused.values()} <= {errno.EBUSY}
+            if outcome.refused:
+                assert not (await kernel.run(desired)).refused
+            assert kernel.is_at(desired)
+
+
+async def test_nothing_is_removed_before_everything_has_been_heard() -> None:
+    kernel = Kernel()
+    await kernel.run(BOTH)
+    await kernel.run(A, in_sync=False)
+    assert kernel.is_at(BOTH)
+    await kernel.run(A)
+    assert kernel.is_at(A)
+
+
+async def test_a_links_routes_go_with_it_and_are_not_removed_a_second_time() -> None:
+    kernel = Kernel()
+    await kernel.run(BOTH)
+    assert (await kernel.run(A)).done == (Remove(veth(2).name),)
+    assert kernel.is_at(A)
+
+
+async def test_a_restarted_agent_knows_its_own_without_memory() -> None:
+    before = Kernel()
+    await before.run(BOTH)
+    after = Kernel()
+    after.fib, after.links = before.fib, before.links
+    after.passes = Passes(before.links, before.fib)
+    assert await after.run(BOTH) == Outcome()
+    await after.run(A)
+    assert after.is_at(A)
+
+
+async def test_a_read_back_finds_and_heals_drift() -> None:
+    kernel = Kernel()
+    await kernel.run(BOTH)
+    await kernel.links.remove(veth(1).name)
+    kernel.fib.routes[RouteKey(ip_network("10.9.0.0/24"))] = Route(
+        RouteKey(ip_network("10.9.0.0/24")), frozenset()
+    )
+    assert await kernel.run(BOTH) == Outcome()
+    await kernel.run(BOTH, read_back=True)
+    assert kernel.is_at(BOTH)
+
+
+async def test_a_scoped_pass_touches_only_its_own() -> None:
+    kernel = Kernel()
+    await kernel.run(A)
+    mine = Scope(frozenset({veth(2).name}), frozenset({to(veth(2)).key.prefix}))
+    outcome = await kernel.run(goal(2, blackhole=False), scope=mine)
+    assert outcome.done == (Create(veth(2)), Replace(to(veth(2))))
+    assert kernel.is_at(BOTH)
+    await kernel.run(A, scope=mine)
+    assert kernel.is_at(A)
+
+
+class SlowLinks(RoutedLinks):
+    """A kernel that takes until `go` is set to make a link."""
+
+    def __init__(self, fib: FakeFib) -> None:
+        super().__init__(fib)
+        self.go = asyncio.Event()
+
+    async def create(self, link: Veth) -> None:
+        await self.go.wait()
+        await super().create(link)
+
+
+async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> None:
+    kernel, now = Kernel(), [A]
+    slow = kernel.links = SlowLinks(kernel.fib)
+    passes = Passes(slow, kernel.fib)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        for _ in range(2):
+            tasks.create_task(passes.run(lambda: now[0], in_sync=True))
+        await asyncio.sleep(0)  # both have asked; the first is in the kernel
+        now[0] = BOTH
+        slow.go.set()
+    assert kernel.is_at(BOTH)

@@ -1,0 +1,215 @@
+"""The agent's socket and its client, over a real unix socket and a node in memory."""
+
+import asyncio
+import errno
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabric.agent import server
+from fabric.api import client
+from fabric.errors import (
+    AgentError,
+    ConfigError,
+    Exhausted,
+    FabricError,
+    NotFound,
+    NotInSync,
+    Taken,
+)
+from fabric.plan.links import host_name
+from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, running
+
+
+@dataclass
+class Served:
+    node: FakeNode
+    socket: Path
+
+    async def call(self, method: str, path: str, body: object = None) -> Any:
+        return await asyncio.to_thread(client.call, method, path, body, timeout=5, at=self.socket)
+
+    async def attach(self, **more: object) -> Any:
+        body = {"name": "web", "namespace": "default", "netns": netns(), **more}
+        return await self.call("POST", "/v1/workloads", body)
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, cidr: str = "10.0.0.0/24") -> AsyncIterator[Served]:
+    kv = MuteEtcd()
+    await put(kv, pool(cidr, blockSize=28 if cidr.endswith("/24") else 32))
+    async with running(kv) as node, asyncio.TaskGroup() as tasks:
+        at = tmp_path / "run" / "agent.sock"
+        serve = tasks.create_task(server.serve(node.state, node.workloads, node.passes, at))
+        async with asyncio.timeout(5):
+            while not (at.exists() and at.stat().st_mode & 0o777 == 0o600):  # noqa: ASYNC110  a file has no event
+                await asyncio.sleep(0.01)
+        try:
+            yield Served(node, at)
+        finally:
+            serve.cancel()
+
+
+async def test_attach_then_detach(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        made = await served.attach(labels={"app": "web"})
+        assert (made["name"], made["namespace"], made["node"]) == ("web", "default", "n1")
+        assert (made["labels"], made["interface"]) == ({"app": "web"}, host_name("default", "web"))
+        assert await served.call("GET", "/v1/workloads") == [made]
+        assert await served.call("DELETE", "/v1/workloads/default/web") == made
+        assert await served.call("GET", "/v1/workloads") == []
+
+
+async def test_status_says_what_the_node_is(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await served.attach(address="10.0.0.5")
+        status = await served.call("GET", "/v1/status")
+        assert (status["node"], status["registered"], status["address"]) == ("n1", True, "192.0.2.1/24")
+        assert status["datastore"]["in_sync"]
+        assert not status["ready"]  # there is no speaker
+        assert (status["workloads"], status["problems"], status["refused"]) == (1, [], [])
+        assert status["blocks"] == [{"prefix": "10.0.0.0/28", "size": 16, "held": 1}]
+        routes = await served.call("GET", "/v1/routes")
+        assert {r["prefix"]: r["type"] for r in routes} == {"10.0.0.5/32": "unicast"}
+        for table in ("peers", "received", "best", "advertised"):
+            assert await served.call("GET", f"/v1/bgp/{table}") == []
+
+
+async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await served.attach(address="10.0.0.5")
+        text = await asyncio.to_thread(client.fetch, "GET", "/metrics", at=served.socket)
+        assert "fabricctl_workloads 1.0" in text
+        assert 'fabricctl_block_addresses_held{block="10.0.0.0/28"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param([], id="a list"),
+        pytest.param(None, id="nothing at all"),
+        pytest.param({"name": "web"}, id="fields are missing"),
+        pytest.param({"name": 5, "namespace": "default", "netns": "/x"}, id="a number for a name"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "ip": "10.0.0.5"}, id="an unknown field"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "labels": [1]}, id="labels are a list"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "labels": {"a": 1}}, id="a number label"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "address": "ten"}, id="no address"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "address": 167772165}, id="a number"),
+    ],
+)
+async def test_a_bad_body_is_the_callers_mistake(tmp_path: Path, body: object) -> None:
+    async with serving(tmp_path) as served:
+        with pytest.raises(ConfigError, match=r"nothing was (attached|done)"):
+            await served.call("POST", "/v1/workloads", body)
+
+
+async def test_a_body_that_is_no_json_is_too(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        reader, writer = await asyncio.open_unix_connection(str(served.socket))
+        writer.write(
+            b"POST /v1/workloads HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\n\r\n{no}"
+        )
+        answer = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+        assert answer.startswith("HTTP/1.1 400 ")
+        assert json.loads(answer.partition("\r\n\r\n")[2])["error"] == "ConfigError"
+
+
+async def test_the_agents_refusals_reach_the_caller_as_what_they_were(tmp_path: Path) -> None:
+    async with serving(tmp_path, "10.0.0.5/32") as served:
+        with pytest.raises(NotFound, match="default/web: not on node n1"):
+            await served.call("DELETE", "/v1/workloads/default/web")
+        with pytest.raises(ConfigError, match='workload "Web": must be'):
+            await served.attach(name="Web")
+        await served.attach()
+        with pytest.raises(Taken, match="already attached"):
+            await served.attach(netns=netns(1))
+        with pytest.raises(Exhausted, match="no address left"):
+            await served.attach(name="db", netns=netns(1))
+        served.node.kv.down = True
+        async with asyncio.timeout(5):
+            await served.node.state.until(lambda: not served.node.state.snapshot.in_sync)
+        with pytest.raises(NotInSync, match="nothing was attached"):
+            await served.attach(name="db", netns=netns(1))
+
+
+async def test_what_the_kernel_refused_is_an_error_of_ours_with_its_message(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        served.node.links.refuse[host_name("default", "web")] = errno.EPERM
+        with pytest.raises(FabricError, match=r"EPERM.*nothing was attached"):
+            await served.attach()
+
+
+async def test_a_dead_agents_socket_is_replaced_by_one_that_is_open_to_root_alone(tmp_path: Path) -> None:
+    left_over = tmp_path / "run" / "agent.sock"
+    left_over.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left_over))
+    left_over.chmod(0o644)
+    async with serving(tmp_path) as served:
+        assert await served.call("GET", "/v1/workloads") == []
+        assert served.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_an_agent_the_message_says_so_and_that_nothing_was_done(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match=r"not running .*nothing was done; start it with"):
+        client.call("GET", "/v1/status", at=tmp_path / "absent.sock")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        pytest.param(b"", "may or may not have been done", id="dies while it is asked"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "may or may not", id="dies half-way"),
+        pytest.param(b"garbage\r\n\r\n", "may or may not have been done", id="is no agent"),
+        pytest.param(
+            b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops", "unexpected answer: oops", id="has a bug"
+        ),
+    ],
+)
+def test_an_agent_that_answers_badly_is_an_agent_error(tmp_path: Path, answer: bytes, why: str) -> None:
+    at = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(at))
+        listener.listen()
+        listener.settimeout(5)
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        try:
+            with pytest.raises(AgentError, match=why):
+                client.call("GET", "/v1/status", at=at, timeout=5)
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Taken", Taken),
+        ("Exhausted", Exhausted),
+        ("DataplaneError", FabricError),
+        ("os", FabricError),
+        ("NoSuch", FabricError),
+    ],
+)
+def test_the_class_of_a_refusal_is_one_of_ours_whatever_the_answer_says(
+    name: str, kind: type[Exception]
+) -> None:
+    refusal = client._refusal(json.dumps({"error": name, "message": "why"}))
+    assert type(refusal) is kind
+    assert str(refusal) == "why"

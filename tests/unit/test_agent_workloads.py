@@ -1,0 +1,362 @@
+"""Attach and detach over an etcd, FIB and links in memory, with the accidents that happen to them."""
+
+import asyncio
+import errno
+from ipaddress import ip_address, ip_network
+from itertools import combinations
+
+import pytest
+
+from fabric.agent.workloads import ATTEMPTS, Request
+from fabric.errors import (
+    ConfigError,
+    DataplaneError,
+    Exhausted,
+    FabricError,
+    NotFound,
+    NotInSync,
+    StoreError,
+    Taken,
+)
+from fabric.ipam.assign import walk
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.plan.links import host_name
+from fabric.plan.routes import NextHop, Route, RouteKey
+from fabric.store import keys
+from fabric.store.kv import Delete, Put, Txn
+from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, request, running
+
+POOL = pool("10.0.0.0/24", blockSize=28)
+V6_POOL = pool("fd00::/112", "v6")
+WEB = host_name("default", "web")
+
+
+async def etcd(*pools: object) -> MuteEtcd:
+    kv = MuteEtcd()
+    for resource in pools or (POOL,):
+        await put(kv, resource)  # type: ignore[arg-type]
+    return kv
+
+
+def addresses(endpoint: WorkloadEndpoint) -> list[str]:
+    return [str(prefix.network_address) for prefix in endpoint.spec.ip_networks]
+
+
+async def keys_below(kv: MuteEtcd, prefix: str) -> list[str]:
+    return [item.key for item in (await kv.list(prefix)).items]
+
+
+async def nothing_is_attached(node: FakeNode) -> None:
+    """Neither in the datastore, nor in the kernel, nor in the agent's own picture."""
+    assert await keys_below(node.kv, keys.HANDLES) == []  # type: ignore[arg-type]
+    assert await keys_below(node.kv, keys.resources("workloadendpoints")) == []  # type: ignore[arg-type]
+    assert not any(not s.block.empty for s in node.state.snapshot.blocks.values())
+    assert node.links.links == {}
+    assert not [r for r in node.fib.routes.values() if not r.blackhole]
+
+
+async def test_attach_is_one_transaction_and_ends_with_link_and_route_in() -> None:
+    async with running(kv := await etcd()) as node:
+        before = kv.revision
+        endpoint = await node.workloads.attach(request("web", labels={"app": "web"}))
+        assert kv.revision == before + 1
+        [address] = endpoint.spec.ip_networks
+        assert node.links.links.keys() == {WEB}
+        assert node.fib.routes[RouteKey(address)] == Route(
+            RouteKey(address), frozenset({NextHop(device=WEB)})
+        )
+        assert len(await keys_below(kv, keys.resources("profiles"))) == 1
+        stored = node.state.snapshot.get(WorkloadEndpoint, endpoint.metadata.name, "default")
+        assert stored is not None
+        assert stored.metadata.labels["app"] == "web"
+        assert stored.metadata.uid
+
+
+async def test_the_same_request_again_is_answered_the_same_and_writes_nothing() -> None:
+    async with running(kv := await etcd()) as node:
+        first = await node.workloads.attach(request("web"))
+        before = kv.revision
+        again = await node.workloads.attach(request("web"))
+        assert addresses(again) == addresses(first)
+        assert kv.revision == before
+
+
+async def test_a_name_in_use_elsewhere_is_taken_and_the_message_says_where() -> None:
+    async with running(await etcd()) as node:
+        first = await node.workloads.attach(request("web"))
+        with pytest.raises(
+            Taken, match=rf"default/web: already attached on node n1 as {addresses(first)[0]}"
+        ):
+            await node.workloads.attach(request("web", 1))
+        with pytest.raises(Taken, match="already attached"):
+            await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
+
+
+async def test_an_address_in_use_is_taken_and_the_message_names_the_holder() -> None:
+    async with running(await etcd()) as node:
+        await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
+        with pytest.raises(Taken, match=r"10\.0\.0\.77: held by .*web.* on n1"):
+            await node.workloads.attach(request("db", 1, address=ip_address("10.0.0.77")))
+
+
+async def test_the_address_asked_for_is_given() -> None:
+    async with running(await etcd()) as node:
+        endpoint = await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
+        assert addresses(endpoint) == ["10.0.0.77"]
+
+
+async def test_a_full_pool_is_exhausted_and_has_room_again_after_a_detach() -> None:
+    async with running(await etcd(pool("10.0.0.0/31", blockSize=31))) as node:
+        await node.workloads.attach(request("a"))
+        second = await node.workloads.attach(request("b", 1))
+        with pytest.raises(Exhausted, match="no address left in pool"):
+            await node.workloads.attach(request("c", 2))
+        await node.workloads.detach("default", "b")
+        assert addresses(await node.workloads.attach(request("c", 2))) == addresses(second)
+
+
+async def test_without_a_pool_nothing_is_attached_and_the_message_says_why() -> None:
+    async with running(await etcd(pool("10.0.0.0/24", nodeSelector="rack == 'z'"))) as node:
+        with pytest.raises(ConfigError, match="no IPv4 pool may serve it"):
+            await node.workloads.attach(request("web"))
+        await nothing_is_attached(node)
+
+
+async def test_both_families_come_where_both_have_a_pool() -> None:
+    async with running(kv := await etcd(POOL, V6_POOL)) as node:
+        before = kv.revision
+        endpoint = await node.workloads.attach(request("web"))
+        v4, v6 = endpoint.spec.ip_networks
+        assert (v4.version, v6.version) == (4, 6)
+        assert {RouteKey(v4), RouteKey(v6)} <= node.fib.routes.keys()
+        assert kv.revision == before + 1
+        assert len(await keys_below(kv, keys.HANDLES)) == 1
+        await node.workloads.detach("default", "web")
+        await nothing_is_attached(node)
+
+
+async def test_an_ipv6_address_asked_for_comes_with_an_ipv4_one() -> None:
+    async with running(await etcd(POOL, V6_POOL)) as node:
+        endpoint = await node.workloads.attach(request("web", address=ip_address("fd00::7")))
+        assert {p.version for p in endpoint.spec.ip_networks} == {4, 6}
+        assert "fd00::7" in addresses(endpoint)
+
+
+async def test_detach_releases_the_address_and_takes_link_and_route_away() -> None:
+    async with running(kv := await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        before = kv.revision
+        await node.workloads.detach("default", "web")
+        assert kv.revision == before + 1
+        await nothing_is_attached(node)
+        assert len(node.state.snapshot.blocks) == 1  # the node keeps its block
+        with pytest.raises(NotFound, match="default/web: not on node n1"):
+            await node.workloads.detach("default", "web")
+
+
+@pytest.mark.parametrize("what", ["link", "route"])
+async def test_when_the_kernel_refuses_everything_is_undone(what: str) -> None:
+    async with running(await etcd()) as node:
+        if what == "link":
+            node.links.refuse[WEB] = errno.EPERM
+        else:
+            node.fib.refuse[RouteKey(ip_network("10.0.0.77/32"))] = errno.EPERM
+        with pytest.raises(DataplaneError, match=r"default/web: .*EPERM.*nothing was attached") as caught:
+            await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
+        assert caught.value.code == errno.EPERM
+        await nothing_is_attached(node)
+        await node.workloads.attach(request("web"))
+        assert node.links.links.keys() == {WEB}
+
+
+async def test_an_interface_that_is_there_already_is_refused_and_undone() -> None:
+    async with running(await etcd()) as node:
+        node.links.foreign.add((netns(), "eth0"))
+        with pytest.raises(DataplaneError, match="EEXIST"):
+            await node.workloads.attach(request("web"))
+        await nothing_is_attached(node)
+
+
+async def test_what_cannot_be_undone_is_said() -> None:
+    async with running(kv := await etcd()) as node:
+        node.links.refuse[WEB] = errno.EPERM
+        attach = asyncio.create_task(node.workloads.attach(request("web")))
+        async with asyncio.timeout(5):
+            await node.state.until(lambda: bool(node.state.snapshot.endpoints("n1")))
+        kv.down = True
+        with pytest.raises(FabricError, match=r"EPERM.*could not be undone either .*etcd is down"):
+            await attach
+
+
+async def test_without_etcd_nothing_changes_and_the_message_says_that_it_is_out_of_sync() -> None:
+    async with running(kv := await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        kv.down = True
+        async with asyncio.timeout(5):
+            await node.state.until(lambda: not node.state.snapshot.in_sync)
+        with pytest.raises(NotInSync, match=r"not in sync on node n1 .*the stream ended"):
+            await node.workloads.attach(request("db", 1))
+        with pytest.raises(StoreError):
+            await node.workloads.detach("default", "web")
+        assert node.links.links.keys() == {WEB}
+        kv.down = False
+        async with asyncio.timeout(5):
+            await node.state.until(lambda: node.state.snapshot.in_sync)
+        await node.workloads.detach("default", "web")
+        await nothing_is_attached(node)
+
+
+async def test_an_attach_whose_answer_was_lost_is_found_again_by_the_next_one() -> None:
+    async with running(kv := await etcd()) as node:
+        kv.lost = 1
+        with pytest.raises(StoreError, match="may or may not"):
+            await node.workloads.attach(request("web"))
+        before = kv.revision
+        endpoint = await node.workloads.attach(request("web"))
+        assert kv.revision == before
+        held = [owner for s in node.state.snapshot.blocks.values() for owner in s.block.owners if owner]
+        assert len(held) == len(endpoint.spec.ip_networks) == 1
+        assert node.links.links.keys() == {WEB}
+
+
+async def test_also_while_the_watch_has_not_shown_it_yet() -> None:
+    async with running(kv := await etcd()) as node:
+        kv.flows.clear()
+        kv.lost = 1
+        with pytest.raises(StoreError, match="may or may not"):
+            await node.workloads.attach(request("web"))
+        before = kv.revision
+        again = asyncio.create_task(node.workloads.attach(request("web")))
+        async with asyncio.timeout(5):
+            await kv.refused.wait()
+        kv.flows.set()
+        assert addresses(await again)
+        assert kv.revision == before
+
+
+async def test_a_detach_whose_answer_was_lost_is_done_when_asked_again() -> None:
+    async with running(kv := await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        kv.lost = 1
+        with pytest.raises(StoreError):
+            await node.workloads.detach("default", "web")
+        await node.caught_up()
+        with pytest.raises(NotFound):
+            await node.workloads.detach("default", "web")
+        await node.passes.run(node.state.compute, in_sync=True)
+        await nothing_is_attached(node)
+
+
+async def test_a_hundred_at_once_get_a_hundred_addresses_in_a_hundred_transactions() -> None:
+    async with running(kv := await etcd()) as node:
+        before = kv.revision
+        found = await asyncio.gather(*(node.workloads.attach(request(f"w{n}", n)) for n in range(100)))
+        assert len({address for endpoint in found for address in addresses(endpoint)}) == 100
+        assert len(node.links.links) == 100
+        assert kv.revision == before + 100
+        await asyncio.gather(*(node.workloads.detach("default", f"w{n}") for n in range(100)))
+        await nothing_is_attached(node)
+
+
+async def test_the_same_request_twice_at_once_is_one_workload() -> None:
+    async with running(await etcd()) as node:
+        first, second = await asyncio.gather(*(node.workloads.attach(request("web")) for _ in range(2)))
+        assert addresses(first) == addresses(second)
+
+
+async def test_nodes_that_want_the_same_block_at_once_get_one_each() -> None:
+    small = pool("10.0.0.0/29", blockSize=30)
+    one, other = next(
+        (a, b)
+        for a, b in combinations([f"n{i}" for i in range(9)], 2)
+        if next(walk(small, a)) == next(walk(small, b))
+    )
+    kv = await etcd(small)
+    async with running(kv, one) as a, running(kv, other) as b:
+        found = await asyncio.gather(a.workloads.attach(request("w")), b.workloads.attach(request("w")))
+        first, second = (ip_network(addresses(e)[0]).supernet(new_prefix=30) for e in found)
+        assert first != second
+
+
+async def test_a_race_for_one_address_of_a_block_is_decided_again() -> None:
+    kv = await etcd(pool("10.0.0.0/28", blockSize=28))
+    async with running(kv, "n1") as owner, running(kv, "n2") as borrower:
+        await owner.workloads.attach(request("first"))
+        await borrower.caught_up()
+        [block] = borrower.state.snapshot.blocks.values()
+        wanted = block.block.address(block.block.free[0])
+        mine, theirs = await asyncio.gather(
+            owner.workloads.attach(request("w", 1)),
+            borrower.workloads.attach(request("w", address=wanted)),
+            return_exceptions=True,
+        )
+        assert isinstance(mine, WorkloadEndpoint)
+        assert isinstance(theirs, WorkloadEndpoint | Taken)
+        if isinstance(theirs, WorkloadEndpoint):
+            assert addresses(mine) != addresses(theirs)
+
+
+async def test_an_allocation_left_behind_by_a_deleted_endpoint_is_named_at_once() -> None:
+    async with running(kv := await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        [key] = await keys_below(kv, keys.resources("workloadendpoints"))
+        await kv.commit(Txn((), (Delete(key),)))
+        await node.caught_up()
+        with pytest.raises(Taken, match=r"IPAM handle fabricctl\.default\.n1-fabricctl-web-eth0 still holds"):
+            await node.workloads.attach(request("web"))
+
+
+async def test_a_race_lost_without_end_is_given_up_with_nothing_attached() -> None:
+    async with running(kv := await etcd()) as node:
+        # A profile that the agent never gets to see, as it is no JSON, is in the way each time.
+        await kv.commit(Txn((), (Put(keys.ResourceKey("profiles", None, "kns.default").path, "garbage"),)))
+        await node.caught_up()
+        with pytest.raises(StoreError, match=f"lost {ATTEMPTS} races"):
+            await node.workloads.attach(request("web"))
+        await nothing_is_attached(node)
+
+
+@pytest.mark.parametrize("name", ["", "Web", "-web", "web-", "a/b", "a" * 64, "w\n", "a..b"])
+async def test_a_bad_name_is_refused(name: str) -> None:
+    async with running(await etcd()) as node:
+        with pytest.raises(ConfigError, match="nothing was"):
+            await node.workloads.attach(request(name))
+        await nothing_is_attached(node)
+
+
+@pytest.mark.parametrize("name", ["a", "a-b--c", "0.1-x", "a" + "-" * 61 + "b"])
+async def test_an_odd_but_good_name_is_taken(name: str) -> None:
+    async with running(await etcd()) as node:
+        await node.workloads.attach(request(name))
+        await node.workloads.detach("default", name)
+        await nothing_is_attached(node)
+
+
+async def test_a_bad_label_is_refused_with_the_rule() -> None:
+    async with running(await etcd()) as node:
+        with pytest.raises(ConfigError, match='default/web: label key "no good"'):
+            await node.workloads.attach(request("web", labels={"no good": "x"}))
+        await nothing_is_attached(node)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/proc/self/ns/absent", "No such file"),
+        ("/etc/passwd", "is not a network namespace"),
+        ("/proc/self/ns", "is not a network namespace"),
+    ],
+)
+async def test_a_path_that_is_no_namespace_is_refused(path: str, why: str) -> None:
+    async with running(await etcd()) as node:
+        with pytest.raises(ConfigError, match=why):
+            await node.workloads.attach(Request("web", "default", path))
+        await nothing_is_attached(node)
+
+
+async def test_two_namespaces_may_have_a_workload_of_one_name() -> None:
+    async with running(await etcd()) as node:
+        one = await node.workloads.attach(Request("web", "blue", netns(0)))
+        two = await node.workloads.attach(Request("web", "green", netns(1)))
+        assert addresses(one) != addresses(two)
+        assert len(node.links.links) == 2
