@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import stat
 import time
 import uuid
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from fabric.ipam import assign, block
 from fabric.ipam.assign import Assignment
 from fabric.ipam.block import Owner
 from fabric.ipam.types import Address
+from fabric.kernel.threads import is_network_namespace
 from fabric.model import namespaces
 from fabric.model.base import Metadata, Resource
 from fabric.model.change import stamped
@@ -155,6 +155,11 @@ class Workloads:
                 log.info("allocation lost a race", workload=request.name, error=str(err))
                 await self._catch_up(txn)
                 continue
+            except StoreError as err:
+                raise StoreError(
+                    f"workload {request.namespace}/{request.name}: not attached so far: {err}; ask again when "
+                    "`fabricctl node status` is ready: what was written then counts, and nothing is done twice"
+                ) from err
             self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
             return endpoint
         raise StoreError(
@@ -325,16 +330,12 @@ def _check_name(what: str, name: str, rule: re.Pattern[str]) -> None:
 
 
 def _check_netns(request: Request) -> None:
-    """Every network namespace is a file of one filesystem, nsfs; anything else is a mistaken path."""
-    path = Path(request.netns)
+    name, path = f"workload {request.namespace}/{request.name}", Path(request.netns)
     try:
-        found = path.stat()
+        sound = is_network_namespace(path)
     except OSError as err:
         raise ConfigError(
-            f"workload {request.namespace}/{request.name}: network namespace {path}: {err.strerror}; nothing was "
-            "attached; is the container still running?"
+            f"{name}: network namespace {path}: {err.strerror}; nothing was attached; is the container still running?"
         ) from err
-    if not stat.S_ISREG(found.st_mode) or found.st_dev != Path("/proc/self/ns/net").stat().st_dev:
-        raise ConfigError(
-            f"workload {request.namespace}/{request.name}: {path} is not a network namespace; nothing was attached"
-        )
+    if not sound:
+        raise ConfigError(f"{name}: {path} is not a network namespace; nothing was attached")

@@ -136,7 +136,7 @@ def leave() -> None:
     from fabric.ops import leave as op
     from fabric.store.etcd import Etcd as Store
 
-    config = configuration.load()
+    config = op.joined(configuration.load())
 
     async def connected() -> op.Left:
         kv = Store(configuration.required(config).etcd)
@@ -145,7 +145,7 @@ def leave() -> None:
         finally:
             await kv.close()
 
-    output.note(f"node {config.node or '(none)'} leaves ...")
+    output.note(f"node {config.node} leaves ...")
     for line in asyncio.run(connected()).lines:
         print(line)
 

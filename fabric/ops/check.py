@@ -28,10 +28,18 @@ _NOT_UPLINKS = re.compile(
 DEFAULT_POOLS = ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32)))
 
 
+def need_root() -> None:
+    """Refuse at once: without root not even our own files can be read.
+
+    Raises:
+        ConfigError: this is not root.
+    """
+    if os.geteuid() != 0:
+        raise ConfigError("not root; nothing was changed; run this as root")
+
+
 async def host_problems() -> list[str]:
     """Return what keeps this host from being a node; [] where nothing does."""
-    if os.geteuid() != 0:
-        return ["not root: run this as root"]
     problems = [f"kernel: {missing}; use a kernel that has it" for missing in await probe.missing_features()]
     if not shutil.which("setpriv"):
         problems.append("tool setpriv: not found; install util-linux")

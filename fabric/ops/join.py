@@ -79,6 +79,7 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
         Taken: the name or the address is another node's; nothing was changed.
         StoreError: etcd did not answer.
     """
+    check.need_root()
     node_id = _known_id() or str(uuid.uuid4())
     nodes = [n for n in await resources.get(kv, kinds.lookup("node")) if isinstance(n, Node)]
     _check_host_is_free(request.name)

@@ -21,7 +21,7 @@ from fabric.kernel.routes import NetlinkFib
 from fabric.model import kinds
 from fabric.model.bgp import BGPPeer
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.ops import resources, supervise
+from fabric.ops import check, resources, supervise
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
@@ -36,15 +36,25 @@ class Left:
     lines: tuple[str, ...]
 
 
+def joined(config: Config) -> Config:
+    """Return `config` if there is something to leave, and one may.
+
+    Raises:
+        ConfigError: this is not root, or the host is no node; nothing was changed.
+    """
+    check.need_root()
+    if not config.node:
+        raise ConfigError("this host is not a node; nothing was changed")
+    return config
+
+
 async def leave(config: Config, kv: KeyValueStore) -> Left:
     """Undo `node join`.
 
     Raises:
-        ConfigError: the host is no node, or has workloads; nothing was changed.
+        ConfigError: the host has workloads; nothing was changed.
         StoreError: etcd did not answer; what was not done yet is done by running it again.
     """
-    if not config.node:
-        raise ConfigError("this host is not a node; nothing was changed")
     await _refuse_with_workloads(config.node, kv)
     lines = [*await _hand_back(config.node, kv), *await _forget(config.node, kv)]
     _wait_withdrawn()
