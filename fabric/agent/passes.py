@@ -125,7 +125,7 @@ def describe(op: Op) -> dict[str, str]:
         case links.Remove(name):
             return {"op": "link removed", "link": name}
         case routes.Replace(route):
-            via = "blackhole" if route.blackhole else ", ".join(sorted(map(str, route.next_hops)))
-            return {"op": "route set", "prefix": str(route.key.prefix), "via": via}
+            where = "blackhole" if route.blackhole else ", ".join(sorted(map(str, route.next_hops)))
+            return {"op": "route set", "prefix": str(route.key.prefix), "where": where}
         case routes.Delete(key):
             return {"op": "route removed", "prefix": str(key.prefix)}

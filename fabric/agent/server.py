@@ -13,9 +13,10 @@ import structlog
 from aiohttp import web
 
 from fabric.agent import metrics, report
+from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
 from fabric.agent.state import State
-from fabric.agent.workloads import Request, Workloads
+from fabric.agent.workloads import Workloads
 from fabric.config import AGENT_SOCKET
 from fabric.errors import ConfigError, FabricError, NotFound, Taken
 

@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 
+from fabric.agent import endpoint as endpoints
+from fabric.agent.endpoint import Request, Stamp
 from fabric.agent.passes import Outcome, Passes, Scope
 from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
-from fabric.errors import (
-    ConfigError,
-    Conflict,
-    DataplaneError,
-    FabricError,
-    NotFound,
-    NotInSync,
-    StoreError,
-    Taken,
-)
-from fabric.ipam import assign, block
-from fabric.ipam.assign import Assignment
-from fabric.ipam.block import Owner
-from fabric.ipam.types import Address
+from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
 from fabric.kernel.threads import is_network_namespace
-from fabric.model import namespaces
-from fabric.model.base import Metadata, Resource
-from fabric.model.change import stamped
-from fabric.model.profile import Profile
-from fabric.model.wire import to_json
-from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec
-from fabric.plan.endpoints import NETNS_ANNOTATION, endpoint_name
-from fabric.plan.links import container_mac, host_name
-from fabric.store import ipam, keys
-from fabric.store.kv import Delete, Guard, KeyValueStore, Put, Txn
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.store.kv import KeyValueStore, Txn
 
 log = structlog.get_logger()
 
-ORCHESTRATOR = "fabricctl"
-INTERFACE = "eth0"
-TIMESTAMP = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339, whole seconds, as Calico writes it
 ATTEMPTS = 20  # lost races before giving up; each waits for the watch to show what won
 CATCH_UP = 2.0  # seconds the watch is given to show it
-_WORKLOAD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What `workload add` asks for; `netns` is a path that the agent can open."""
-
-    name: str
-    namespace: str
-    netns: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    address: Address | None = None
 
 
 class Workloads:
@@ -86,8 +45,7 @@ class Workloads:
             StoreError: etcd did not answer; nothing was attached.
             DataplaneError: the kernel refused.
         """
-        _check_name("workload", request.name, _WORKLOAD)
-        _check_name("namespace", request.namespace, _NAMESPACE)
+        endpoints.check(request)
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
         async with self._lock:
@@ -105,7 +63,7 @@ class Workloads:
             StoreError: etcd did not answer; the workload is still attached.
         """
         async with self._lock:
-            endpoint = self._find(namespace, name)
+            endpoint = endpoints.find(self._state.snapshot, self._state.node, namespace, name)
             if endpoint is None:
                 raise NotFound(
                     f"workload {namespace}/{name}: not on node {self._state.node}; nothing was removed"
@@ -121,51 +79,53 @@ class Workloads:
         if not self._state.snapshot.in_sync:
             why = self._state.snapshot.lost or "the first listing has not ended"
             raise NotInSync(
-                f"workload {request.namespace}/{request.name}: the datastore is not in sync on node "
-                f"{self._state.node} ({why}); nothing was attached; try again when `fabricctl node status` is ready"
+                f"{request}: the datastore is not in sync on node {self._state.node} ({why}); nothing was attached; "
+                "try again when `fabricctl node status` is ready"
             )
-
-    def _find(self, namespace: str, name: str) -> WorkloadEndpoint | None:
-        full = endpoint_name(self._state.node, ORCHESTRATOR, name, INTERFACE)
-        return self._state.snapshot.get(WorkloadEndpoint, full, namespace)
-
-    def _existing(self, request: Request) -> WorkloadEndpoint | None:
-        endpoint = self._find(request.namespace, request.name)
-        if endpoint is None:
-            return None
-        held = endpoint.metadata.annotations.get(NETNS_ANNOTATION)
-        addresses = {prefix.network_address for prefix in endpoint.spec.ip_networks}
-        if held != request.netns or (request.address and request.address not in addresses):
-            raise Taken(
-                f"workload {request.namespace}/{request.name}: already attached on node {self._state.node} as "
-                f"{', '.join(map(str, sorted(addresses, key=str)))} in {held}; nothing was changed; remove it first "
-                f"with `fabricctl workload del {request.name}`, or choose another name"
-            )
-        return endpoint
 
     async def _allocate(self, request: Request) -> WorkloadEndpoint:
+        state = self._state
         for _ in range(ATTEMPTS):
             # Each time: the write that won may be our own, of an attempt whose answer was lost.
-            if existing := self._existing(request):
+            if existing := endpoints.existing(state.snapshot, state.node, request):
                 return existing
-            endpoint, txn = self._decide(request)
+            endpoint, txn = endpoints.attach(
+                state.snapshot, state.node, request, Stamp(datetime.now(UTC), uuid.uuid4())
+            )
             try:
-                revision = await self._kv.commit(txn)
+                await self._commit(txn)
             except Conflict as err:
                 log.info("allocation lost a race", workload=request.name, error=str(err))
                 await self._catch_up(txn)
                 continue
             except StoreError as err:
                 raise StoreError(
-                    f"workload {request.namespace}/{request.name}: not attached so far: {err}; ask again when "
-                    "`fabricctl node status` is ready: what was written then counts, and nothing is done twice"
+                    f"{request}: not attached so far: {err}; ask again when `fabricctl node status` is ready: what was "
+                    "written then counts, and nothing is done twice"
                 ) from err
-            self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
             return endpoint
+        raise StoreError(f"{request}: lost {ATTEMPTS} races for an address; nothing was attached; try again")
+
+    async def _remove(self, endpoint: WorkloadEndpoint) -> None:
+        for _ in range(ATTEMPTS):
+            txn = endpoints.detach(self._state.snapshot, self._state.node, endpoint)
+            if txn is None:
+                return
+            try:
+                await self._commit(txn)
+            except Conflict as err:
+                log.info("release lost a race", endpoint=endpoint.metadata.name, error=str(err))
+                await self._catch_up(txn)
+                continue
+            return
         raise StoreError(
-            f"workload {request.namespace}/{request.name}: lost {ATTEMPTS} races for an address; nothing was attached; "
-            "try again"
+            f"endpoint {endpoint.metadata.name}: lost {ATTEMPTS} races; it is still attached; try again"
         )
+
+    async def _commit(self, txn: Txn) -> None:
+        """Commit, and read our own write: the next decision is made on it."""
+        revision = await self._kv.commit(txn)
+        self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
 
     async def _catch_up(self, lost: Txn) -> None:
         """Wait for the watch to show the write that won over `lost`; a silent one is asked nothing more of."""
@@ -179,111 +139,6 @@ class Workloads:
                 await self._state.until(shown)
         except TimeoutError:
             log.info("the watch has not shown who won", revision=self._state.snapshot.revision)
-
-    def _decide(self, request: Request) -> tuple[WorkloadEndpoint, Txn]:
-        handle = _handle(self._state.node, request.namespace, request.name)
-        if keys.HandleKey(handle).path in self._state.snapshot.seen:
-            raise Taken(
-                f"workload {request.namespace}/{request.name}: IPAM handle {handle} still holds addresses of a "
-                "workload of that name, whose endpoint somebody deleted; nothing was attached; free them with "
-                "`calicoctl ipam release`, or choose another name"
-            )
-        now = datetime.now(UTC)
-        owner = Owner(
-            handle,
-            {
-                "node": self._state.node,
-                "namespace": request.namespace,
-                "workload": request.name,
-                "timestamp": now.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"),
-            },
-        )
-        made = self._assign(request, owner, now)
-        endpoint = self._endpoint(request, made)
-        created = _create(_key(endpoint), endpoint, now)
-        profile = self._profile(request.namespace, now)
-        return endpoint, ipam.joined(ipam.assign(made, self._state.node, handle), created, profile)
-
-    def _assign(self, request: Request, owner: Owner, now: datetime) -> tuple[Assignment, ...]:
-        """One address of each family that a pool serves here; the one asked for, where it was."""
-        view = self._state.snapshot.view(self._state.node)
-        at = (time.time_ns(), now.strftime(TIMESTAMP))
-        asked = request.address
-        exact = [assign.exact(view, asked, owner, *at)] if asked else []
-        left = [v for v in (4, 6) if v != (asked and asked.version) and assign.candidate_pools(view, v)]
-        if not exact and not left:
-            left = [4]  # which says why no pool serves this node
-        return (*exact, *(assign.automatic(view, version, owner, *at) for version in left))
-
-    def _endpoint(self, request: Request, made: tuple[Assignment, ...]) -> WorkloadEndpoint:
-        return WorkloadEndpoint(
-            metadata=self._metadata(request),
-            spec=WorkloadEndpointSpec(
-                orchestrator=ORCHESTRATOR,
-                node=self._state.node,
-                workload=request.name,
-                endpoint=INTERFACE,
-                ip_networks=tuple(ip_network(m.address) for m in made),
-                profiles=(namespaces.profile_name(request.namespace),),
-                interface_name=host_name(request.namespace, request.name),
-                mac=container_mac(request.namespace, request.name),
-            ),
-        )
-
-    def _metadata(self, request: Request) -> Metadata:
-        try:
-            return Metadata(
-                name=endpoint_name(self._state.node, ORCHESTRATOR, request.name, INTERFACE),
-                namespace=request.namespace,
-                labels=request.labels,
-                annotations={NETNS_ANNOTATION: request.netns},
-            )
-        except ValidationError as err:
-            rules = "; ".join(e["msg"].removeprefix("Value error, ") for e in err.errors())
-            raise ConfigError(
-                f"workload {request.namespace}/{request.name}: {rules}; nothing was attached"
-            ) from err
-
-    def _profile(self, namespace: str, now: datetime) -> Txn:
-        """Endpoints carry their namespace's profile from the first day, so nothing goes dark with policy."""
-        name = namespaces.profile_name(namespace)
-        if self._state.snapshot.get(Profile, name):
-            return Txn((), ())
-        return _create(keys.ResourceKey("profiles", None, name).path, namespaces.profile(namespace), now)
-
-    async def _remove(self, endpoint: WorkloadEndpoint) -> None:
-        for _ in range(ATTEMPTS):
-            stored = self._state.snapshot.stored(
-                WorkloadEndpoint, endpoint.metadata.name, endpoint.metadata.namespace
-            )
-            if stored is None:
-                return
-            key = _key(endpoint)
-            gone = Txn((Guard(key, stored.revision),), (Delete(key),))
-            txn = ipam.joined(gone, self._release(endpoint))
-            try:
-                revision = await self._kv.commit(txn)
-            except Conflict as err:
-                log.info("release lost a race", endpoint=endpoint.metadata.name, error=str(err))
-                await self._catch_up(txn)
-                continue
-            self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
-            return
-        raise StoreError(
-            f"endpoint {endpoint.metadata.name}: lost {ATTEMPTS} races; it is still attached; try again"
-        )
-
-    def _release(self, endpoint: WorkloadEndpoint) -> Txn:
-        namespace = endpoint.metadata.namespace or "default"
-        handle = _handle(self._state.node, namespace, endpoint.spec.workload)
-        view = self._state.snapshot.view(self._state.node)
-        released = []
-        for prefix in endpoint.spec.ip_networks:
-            address = prefix.network_address
-            stored = view.block_of(address)
-            if stored and address in stored.block.held_by(handle):
-                released.append((stored, block.release(stored.block, address, handle)))
-        return ipam.release(released, handle)
 
     async def _pass(self, endpoint: WorkloadEndpoint) -> Outcome:
         scope = Scope(frozenset({endpoint.spec.interface_name or ""}), frozenset(endpoint.spec.ip_networks))
@@ -307,35 +162,14 @@ class Workloads:
         ) from refused
 
 
-def _handle(node: str, namespace: str, name: str) -> str:
-    # A namespace has no dot, so no two workloads share a handle.
-    return f"{ORCHESTRATOR}.{namespace}.{endpoint_name(node, ORCHESTRATOR, name, INTERFACE)}"
-
-
-def _create(key: str, resource: Resource, now: datetime) -> Txn:
-    return Txn((Guard(key, 0),), (Put(key, to_json(stamped(resource, now, uuid.uuid4()))),))
-
-
-def _key(endpoint: WorkloadEndpoint) -> str:
-    return keys.ResourceKey("workloadendpoints", endpoint.metadata.namespace, endpoint.metadata.name).path
-
-
-def _check_name(what: str, name: str, rule: re.Pattern[str]) -> None:
-    if not rule.fullmatch(name):
-        dots = ', "."' if rule is _WORKLOAD else ""
-        raise ConfigError(
-            f'{what} "{name}": must be 1 to 63 of a-z, 0-9, "-"{dots}, beginning and ending with a letter or digit; '
-            "nothing was changed"
-        )
-
-
 def _check_netns(request: Request) -> None:
-    name, path = f"workload {request.namespace}/{request.name}", Path(request.netns)
+    path = Path(request.netns)
     try:
         sound = is_network_namespace(path)
     except OSError as err:
         raise ConfigError(
-            f"{name}: network namespace {path}: {err.strerror}; nothing was attached; is the container still running?"
+            f"{request}: network namespace {path}: {err.strerror}; nothing was attached; is the container still "
+            "running?"
         ) from err
     if not sound:
-        raise ConfigError(f"{name}: {path} is not a network namespace; nothing was attached")
+        raise ConfigError(f"{request}: {path} is not a network namespace; nothing was attached")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from fabric.errors import ConfigError, FabricError, NotFound
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 RUN = "--run"
+ENDINGS = {signal.SIGINT, signal.SIGTERM}
 
 
 class _RunCommand(TyperCommand):
@@ -79,9 +81,13 @@ def _run(request: dict[str, Any], command: list[str]) -> int:
     from fabric.kernel.threads import new_namespace
 
     namespace = new_namespace()
+    # A signal between the attach and the `try` would leave the workload behind; it waits that long.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     attached = _attach(request, Path(f"/proc/{os.getpid()}/fd/{namespace}"))
-    output.note(f"{attached['name']}: {', '.join(attached['addresses'])}")
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+        output.note(f"{attached['name']}: {', '.join(attached['addresses'])}")
         return _run_inside(namespace, command)
     finally:
         client.call("DELETE", _path(attached["namespace"], attached["name"]))
@@ -102,7 +108,7 @@ def _run_inside(namespace: int, command: list[str]) -> int:
         pass_fds=(namespace,),
     )
     # Ctrl-C reaches the command by itself, being of the same terminal; a service manager's signal does not.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
     status = process.wait()
     return status if status >= 0 else 128 - status

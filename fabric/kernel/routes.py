@@ -87,13 +87,8 @@ async def _main_table(af: int, **match: int) -> list[Any]:
 def _describe(route: Route) -> str:
     if route.blackhole:
         return f"blackhole route {route.key.prefix} (metric {route.key.metric})"
-    hops = sorted(_describe_hop(hop) for hop in route.next_hops)
+    hops = sorted(map(str, route.next_hops))
     return f"route {route.key.prefix} {' '.join(hops)} (metric {route.key.metric})"
-
-
-def _describe_hop(hop: NextHop) -> str:
-    parts = [f"via {hop.gateway}" if hop.gateway else "", f"dev {hop.device}" if hop.device else ""]
-    return " ".join(filter(None, parts))
 
 
 def _kernel_hop(hop: NextHop, what: str) -> Hop:

@@ -47,6 +47,10 @@ class NextHop:
     gateway: Address | None = None
     device: str | None = None
 
+    def __str__(self) -> str:
+        parts = [f"via {self.gateway}" if self.gateway else "", f"dev {self.device}" if self.device else ""]
+        return " ".join(filter(None, parts))
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

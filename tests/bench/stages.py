@@ -20,11 +20,12 @@ from pathlib import Path
 
 from fabric.agent import server
 from fabric.agent.desired import Desired
+from fabric.agent.endpoint import Request
 from fabric.agent.host import read_host
 from fabric.agent.passes import Passes
 from fabric.agent.snapshot import fold
 from fabric.agent.state import State
-from fabric.agent.workloads import Request, Workloads
+from fabric.agent.workloads import Workloads
 from fabric.api import client
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+from fabric.agent.endpoint import Request
 from fabric.agent.main import _follow_store
 from fabric.agent.passes import Passes
 from fabric.agent.state import State
-from fabric.agent.workloads import Request, Workloads
+from fabric.agent.workloads import Workloads
 from fabric.errors import Conflict, StoreError
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool

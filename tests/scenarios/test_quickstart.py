@@ -52,9 +52,9 @@ def fabric(request: pytest.FixtureRequest) -> Iterator[Fabric]:
 
 
 @pytest.fixture
-def alone() -> Iterator[Fabric]:
+def single() -> Iterator[Fabric]:
     """A lab of the test's own, where the first node has joined."""
-    with up(FRR, "alone") as fabric:
+    with up(FRR, "single") as fabric:
         fabric.join(NODE1)
         yield fabric
 
@@ -258,28 +258,28 @@ def test_a_workload_whose_namespace_went_away_can_be_deleted(fabric: Fabric) -> 
     assert traces(fabric, "node2") == before
 
 
-def test_both_families_work_on_one_node(alone: Fabric) -> None:
-    alone.ctl("node1", "apply", "-f", "-", stdin=V6_POOL)
-    until(lambda: len(alone.ask("node1", "get", "ippools")["items"]) == 2)
+def test_both_families_work_on_one_node(single: Fabric) -> None:
+    single.ctl("node1", "apply", "-f", "-", stdin=V6_POOL)
+    until(lambda: len(single.ask("node1", "get", "ippools")["items"]) == 2)
     for name in ("web", "api"):
-        alone.attach("node1", name)
-    held = {name: w["addresses"] for name, w in alone.workloads("node1").items()}
-    macs = {w["addresses"][1]: w["mac"] for w in alone.workloads("node1").values()}
+        single.attach("node1", name)
+    held = {name: w["addresses"] for name, w in single.workloads("node1").items()}
+    macs = {w["addresses"][1]: w["mac"] for w in single.workloads("node1").values()}
     assert all(ip_network(six).subnet_of(ip_network("fd77::/48")) for _, six in held.values())  # type: ignore[arg-type]
-    assert macs.items() <= alone.neighbours("node1").items()
-    assert {six for _, six in held.values()} <= alone.routes("node1").keys()
-    inside = alone.ctl("node1", "workload", "exec", "web", "--", "ip", "-o", "-6", "addr", "show", "eth0")
+    assert macs.items() <= single.neighbours("node1").items()
+    assert {six for _, six in held.values()} <= single.routes("node1").keys()
+    inside = single.ctl("node1", "workload", "exec", "web", "--", "ip", "-o", "-6", "addr", "show", "eth0")
     assert f" {held['web'][1]}/128 " in inside
-    assert alone.pings("node1", held["api"][1], "web")
-    assert alone.pings("node1", held["web"][1])
-    assert alone.pings("node1", held["api"][0], "web")
+    assert single.pings("node1", held["api"][1], "web")
+    assert single.pings("node1", held["web"][1])
+    assert single.pings("node1", held["api"][0], "web")
 
-    assert forwarding(alone) == ["1", "1"]
+    assert forwarding(single) == ["1", "1"]
     for name in held:
-        alone.ctl("node1", "workload", "del", name)
-    alone.ctl("node1", "node", "leave")
-    assert forwarding(alone) == ["0", "0"]
-    assert (alone.links("node1"), alone.routes("node1")) == ([], {})
+        single.ctl("node1", "workload", "del", name)
+    single.ctl("node1", "node", "leave")
+    assert forwarding(single) == ["0", "0"]
+    assert (single.links("node1"), single.routes("node1")) == ([], {})
 
 
 def forwarding(fabric: Fabric) -> list[str]:

@@ -7,7 +7,8 @@ from itertools import combinations
 
 import pytest
 
-from fabric.agent.workloads import ATTEMPTS, Request
+from fabric.agent.endpoint import Request
+from fabric.agent.workloads import ATTEMPTS
 from fabric.errors import (
     ConfigError,
     DataplaneError,
