@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import ip_network
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from pydantic import ValidationError
 
@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a decision takes from the outside: the time (UTC), and an identity for what it creates."""
+    """What a decision takes from the outside: the time (UTC), and a seed for the identities it gives."""
 
     now: datetime
     uid: UUID
@@ -218,7 +218,7 @@ def _handle(node: str, namespace: str, name: str) -> str:
 
 
 def _create(key: str, resource: Resource, stamp: Stamp) -> Txn:
-    return Txn((Guard(key, 0),), (Put(key, to_json(stamped(resource, stamp.now, stamp.uid))),))
+    return Txn((Guard(key, 0),), (Put(key, to_json(stamped(resource, stamp.now, uuid5(stamp.uid, key)))),))
 
 
 def _key(endpoint: WorkloadEndpoint) -> str:

@@ -33,7 +33,7 @@ from fabric.agent.snapshot import Snapshot, fold
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.config import SPEAKER_SOCKET, SYSCTLS
-from fabric.errors import ConfigError, FabricError, SpeakerError
+from fabric.errors import ConfigError, DataplaneError, FabricError, SpeakerError
 from fabric.kernel import monitor, sysctls
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
@@ -48,8 +48,8 @@ BATCH = 0.01  # seconds that events may gather before a pass
 READ_BACK = 90.0  # seconds between read-backs, each a tenth more or less
 SETTLE = 120.0  # seconds a silent peer may hold deletions; Calico's restart time
 RETRY = 1.0  # seconds before refused operations are planned again, doubling up to READ_BACK
+REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
 RECONNECT = 0.2  # seconds between attempts to reach the speaker
-LOGGED_CHANGES = 20  # a pass that does more says how many, not each
 
 
 async def run(config: configuration.Config) -> None:
@@ -150,45 +150,87 @@ async def _follow_kernel(state: State, drift: asyncio.Event) -> None:
             state.dirty.set()
 
 
+@dataclass
+class _Reading:
+    """When the kernel is read again: each READ_BACK or so, sooner when asked.
+
+    A large table takes long to read, and a host that changes all the time must not spend its life on it;
+    so what is asked for waits until `rest` is over.
+    """
+
+    due: float = 0.0
+    rest: float = 0.0
+
+    def ask(self) -> None:
+        self.due = min(self.due, self.rest)
+
+    def taken(self, started: float, ended: float) -> None:
+        self.rest = ended + REST * (ended - started)
+        self.due = ended + READ_BACK * _jitter(0.1)
+
+
 async def _pass_loop(
     state: State, passes: Passes, fib: NetlinkFib, link: _SpeakerLink, drift: asyncio.Event
 ) -> None:
     """Run a whole pass whenever an input changed, what was refused is due again, or time for a read-back."""
     loop = asyncio.get_running_loop()
-    read_at, retry = 0.0, RETRY
+    reading, retry = _Reading(), RETRY
     while True:
-        due = [read_at - loop.time()]
-        if state.outcome.refused:
-            due.append(retry)
-        if state.ribs.connected and not state.ribs.settled:
-            due.append(state.ribs.settle_by - loop.time())
-        await _wait(state.dirty, min(due))
+        await _wait(state.dirty, _patience(state, reading.due - loop.time(), retry))
         await asyncio.sleep(BATCH)
         state.dirty.clear()
-        read_back = drift.is_set() or loop.time() >= read_at or bool(state.outcome.refused)
+        if drift.is_set() or state.outcome.refused or state.fault:
+            reading.ask()
+        started = loop.time()
+        read_back = reading.due <= started
+        try:
+            if read_back:
+                drift.clear()
+                state.host = await read_host(fib)
+            outcome = await _pass(state, passes, link, read_back)
+        except DataplaneError as err:
+            outcome = _failed(state, err)
         if read_back:
-            drift.clear()
-            read_at = loop.time() + READ_BACK * _jitter(0.1)
-            state.host = await read_host(fib)
-        outcome = await _pass(state, passes, link, read_back)
-        retry = min(retry * 2, READ_BACK) if outcome.refused else RETRY
+            reading.taken(started, loop.time())
+        retry = min(retry * 2, READ_BACK) if outcome.refused or state.fault else RETRY
+
+
+def _patience(state: State, read_back: float, retry: float) -> float:
+    """Return how long to wait for a change at most, in seconds."""
+    if state.fault:
+        return retry
+    waits = [read_back]
+    if state.outcome.refused:
+        waits.append(retry)
+    if state.ribs.connected and not state.ribs.settled and state.snapshot.revision:
+        waits.append(state.ribs.settle_by - asyncio.get_running_loop().time())
+    return min(waits)
+
+
+def _failed(state: State, err: DataplaneError) -> Outcome:
+    """What the kernel refused as a whole (a dump, a sysctl) is told once, and tried again."""
+    if state.fault != str(err):
+        log.warning("pass not completed; retrying", error=str(err))
+    state.fault = str(err)
+    return Outcome()
 
 
 async def _pass(state: State, passes: Passes, link: _SpeakerLink, read_back: bool) -> Outcome:
     """Kernel first, then announcements: what is announced can be reached."""
-    if not state.snapshot.in_sync and not state.snapshot.revision:
+    if not state.snapshot.revision:
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
     in_sync = state.snapshot.in_sync and state.ribs.settled
     outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)
     _log_changes(outcome, state.outcome)
-    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
-        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
-        await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
     await _hand_down(link, state.desired.wanted)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
     if settled is not state.ribs:
         state.update(ribs=settled)  # what was held back until now may be removed by the next pass
+    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
+        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
+        await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
+    state.fault = ""
     return outcome
 
 
@@ -205,11 +247,8 @@ async def _hand_down(link: _SpeakerLink, wanted: Wanted) -> None:
 
 
 def _log_changes(outcome: Outcome, before: Outcome) -> None:
-    if len(outcome.done) > LOGGED_CHANGES:
-        log.info("pass done", operations=len(outcome.done))
-    else:
-        for op in outcome.done:
-            log.info("kernel changed", **describe(op))
+    for op in outcome.done:
+        log.info("kernel changed", **describe(op))
     for op in outcome.refused.keys() - before.refused.keys():
         log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
 

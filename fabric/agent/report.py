@@ -29,11 +29,15 @@ def status(state: State) -> Json:
             "revision": state.snapshot.revision,
             "lost": state.snapshot.lost,
         },
-        "speaker": {"connected": state.ribs.connected, "settled": state.ribs.settled},
+        "speaker": {
+            "connected": state.ribs.connected,
+            "settled": state.ribs.settled,
+            "sessions": len(state.ribs.sessions),
+        },
         "sessions": sessions(state),
         "blocks": blocks(state),
         "workloads": len(state.snapshot.endpoints(state.node)),
-        "refused": [f"{err}" for err in state.outcome.refused.values()],
+        "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
         "problems": [f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())],
     }
 

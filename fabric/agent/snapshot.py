@@ -100,6 +100,11 @@ def fold(snapshot: Snapshot, changes: Changes, *, watched: bool = True) -> Snaps
     # A watch that goes back in time follows an etcd restored from a backup: revisions start over there.
     restored = watched and changes.revision < snapshot.revision
     edit = _Edit(replace(snapshot, seen={}, deleted={}) if restored else snapshot)
+    if changes.present is not None:
+        # What we wrote ourselves and the watch never told: gone if a listing after it has it no more.
+        for key, at in snapshot.seen.items():
+            if key not in changes.present and (restored or at <= changes.revision):
+                edit.delete(key, changes.revision)
     for key in changes.deletes:
         if changes.revision >= edit.newest(key):
             edit.delete(key, changes.revision)

@@ -16,6 +16,8 @@ from fabric.agent.snapshot import Snapshot
 class State:
     """What this node knows, and what it last made of it.
 
+    `fault` is why the last pass could not be completed, "" where it was.
+
     `snapshot`, `ribs` and `host` change only through `update`, which wakes the pass loop and everyone
     who waits in `until`.
     """
@@ -26,6 +28,7 @@ class State:
     host: Host = field(default_factory=Host)
     desired: Desired = field(default_factory=Desired)
     outcome: Outcome = field(default_factory=Outcome)
+    fault: str = ""
     passes: int = 0
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)

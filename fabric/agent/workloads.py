@@ -16,6 +16,7 @@ from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
 from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
 from fabric.kernel.threads import is_network_namespace
+from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store.kv import KeyValueStore, Txn
 
@@ -49,10 +50,15 @@ class Workloads:
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
         async with self._lock:
-            endpoint = await self._allocate(request)
-        outcome = await self._pass(endpoint)
-        if outcome.refused:
-            await self._undo(endpoint, next(iter(outcome.refused.values())))
+            endpoint, allocated = await self._allocate(request)
+        if refused := await self._refusal(endpoint):
+            if not allocated:
+                raise DataplaneError(
+                    f"{request}: {refused.what}",
+                    refused.code,
+                    "it was attached before, and the next pass retries",
+                )
+            await self._undo(endpoint, refused)
         return endpoint
 
     async def detach(self, namespace: str, name: str) -> WorkloadEndpoint:
@@ -60,7 +66,7 @@ class Workloads:
 
         Raises:
             NotFound: no such workload on this node.
-            StoreError: etcd did not answer; the workload is still attached.
+            StoreError: etcd did not answer; the message says whether that is known to have changed nothing.
         """
         async with self._lock:
             endpoint = endpoints.find(self._state.snapshot, self._state.node, namespace, name)
@@ -76,6 +82,11 @@ class Workloads:
         return endpoint
 
     def _require_sync(self, request: Request) -> None:
+        if self._state.snapshot.in_sync and not self._state.snapshot.get(Node, self._state.node):
+            raise NotInSync(
+                f"{request}: node {self._state.node} is not registered (it leaves, or its Node was deleted); nothing "
+                "was attached; join again first"
+            )
         if not self._state.snapshot.in_sync:
             why = self._state.snapshot.lost or "the first listing has not ended"
             raise NotInSync(
@@ -83,12 +94,13 @@ class Workloads:
                 "try again when `fabricctl node status` is ready"
             )
 
-    async def _allocate(self, request: Request) -> WorkloadEndpoint:
+    async def _allocate(self, request: Request) -> tuple[WorkloadEndpoint, bool]:
+        """Return the endpoint, and whether this call made it."""
         state = self._state
         for _ in range(ATTEMPTS):
             # Each time: the write that won may be our own, of an attempt whose answer was lost.
             if existing := endpoints.existing(state.snapshot, state.node, request):
-                return existing
+                return existing, False
             endpoint, txn = endpoints.attach(
                 state.snapshot, state.node, request, Stamp(datetime.now(UTC), uuid.uuid4())
             )
@@ -103,7 +115,7 @@ class Workloads:
                     f"{request}: not attached so far: {err}; ask again when `fabricctl node status` is ready: what was "
                     "written then counts, and nothing is done twice"
                 ) from err
-            return endpoint
+            return endpoint, True
         raise StoreError(f"{request}: lost {ATTEMPTS} races for an address; nothing was attached; try again")
 
     async def _remove(self, endpoint: WorkloadEndpoint) -> None:
@@ -139,6 +151,14 @@ class Workloads:
                 await self._state.until(shown)
         except TimeoutError:
             log.info("the watch has not shown who won", revision=self._state.snapshot.revision)
+
+    async def _refusal(self, endpoint: WorkloadEndpoint) -> DataplaneError | None:
+        """Run the pass of `endpoint`; return the first thing the kernel refused of it."""
+        try:
+            outcome = await self._pass(endpoint)
+        except DataplaneError as err:  # the kernel could not even be read
+            return err
+        return next(iter(outcome.refused.values()), None)
 
     async def _pass(self, endpoint: WorkloadEndpoint) -> Outcome:
         scope = Scope(frozenset({endpoint.spec.interface_name or ""}), frozenset(endpoint.spec.ip_networks))

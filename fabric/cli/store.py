@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from fabric import config as configuration
+from fabric.cli import output
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.ops import resources
@@ -30,6 +31,11 @@ def with_store(work: Callable[[KeyValueStore], Awaitable[T]]) -> T:
 
 
 def fetch(word: str, names: Sequence[str] = (), namespace: str | None = None) -> list[Resource]:
-    """Return the resources that `get WORD NAMES` means."""
+    """Return the resources that `get WORD NAMES` means; those that cannot be read are named on stderr."""
     kind = kinds.lookup(word)
-    return with_store(lambda kv: resources.get(kv, kind, names, namespace))
+    if names:
+        return with_store(lambda kv: resources.get(kv, kind, names, namespace))
+    listed = with_store(lambda kv: resources.listing(kv, Resource, kind, namespace))
+    for line in listed.unreadable:
+        output.note(f"warning: {line}")
+    return list(listed.resources)

@@ -21,7 +21,7 @@ from fabric.errors import ConfigError, FabricError, NotFound
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 RUN = "--run"
-ENDINGS = {signal.SIGINT, signal.SIGTERM}
+ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class _RunCommand(TyperCommand):
@@ -82,7 +82,8 @@ def _run(request: dict[str, Any], command: list[str]) -> int:
 
     namespace = new_namespace()
     # A signal between the attach and the `try` would leave the workload behind; it waits that long.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     attached = _attach(request, Path(f"/proc/{os.getpid()}/fd/{namespace}"))
     try:
@@ -109,7 +110,8 @@ def _run_inside(namespace: int, command: list[str]) -> int:
     )
     # Ctrl-C reaches the command by itself, being of the same terminal; a service manager's signal does not.
     signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: process.send_signal(number))
     status = process.wait()
     return status if status >= 0 else 128 - status
 

@@ -9,10 +9,10 @@ Source: calico-semantics §5 "AutoAssign" and "AssignIP", §6.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from fabric.errors import ConfigError, Exhausted
+from fabric.errors import ConfigError, Exhausted, Taken
 from fabric.ipam import block as blocks
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.types import Address, Prefix
@@ -96,8 +96,8 @@ def automatic(view: View, version: int, owner: Owner, now_ns: int, claimed_at: s
                 return _claim(view, block, 0, address)
     names = ", ".join(f"{pool.metadata.name} ({pool.spec.cidr})" for pool in pools)
     raise Exhausted(
-        f"node {view.node}: no address left in {names}: its own blocks are full and every other block is another "
-        "node's; nothing was allocated; add a pool or remove workloads"
+        f"node {view.node}: no address left in {names}: its own blocks are full and there is no block left to "
+        "claim; nothing was allocated; add a pool or remove workloads"
     )
 
 
@@ -108,7 +108,7 @@ def exact(view: View, address: Address, owner: Owner, now_ns: int, claimed_at: s
 
     Raises:
         ConfigError: the address is in no pool that is enabled for workloads.
-        Taken: somebody holds it.
+        Taken: somebody holds it, or a block of another size is in the way.
     """
     pool = next((p for p in view.pools if _serves_workloads(p) and address in p.spec.cidr), None)
     if pool is None:
@@ -118,7 +118,13 @@ def exact(view: View, address: Address, owner: Owner, now_ns: int, claimed_at: s
         )
     if (stored := view.block_of(address)) is not None:
         return Assignment(address, blocks.allocate_exact(stored.block, address, owner), stored.revision)
-    fresh = blocks.new(_block_around(pool, address), view.node, now_ns, claimed_at)
+    prefix = _block_around(pool, address)
+    if rival := next((p for p in view.blocks if p.overlaps(prefix)), None):
+        raise Taken(
+            f"address {address}: its block would be {prefix}, but {rival} of an older block size is still in use; "
+            "nothing was allocated; choose an address inside that block, or another"
+        )
+    fresh = blocks.new(prefix, view.node, now_ns, claimed_at)
     return _claim(view, blocks.allocate_exact(fresh, address, owner), 0, address)
 
 
@@ -169,8 +175,3 @@ def _within(prefix: Prefix, pool: IPPool) -> bool:
 
 def _order(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, int(prefix.network_address), prefix.prefixlen
-
-
-def blocks_of(node: str, stored: Iterable[Stored]) -> tuple[Stored, ...]:
-    """Return every block whose affinity names `node`, confirmed or not: what it has to hand back."""
-    return tuple(s for s in stored if s.block.node == node)

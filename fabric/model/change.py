@@ -63,3 +63,16 @@ def _copied(model: M, fields: Mapping[str, object], extra: Mapping[str, object] 
     # It is None, not empty, where unknown fields were forbidden on reading.
     object.__setattr__(copied, "__pydantic_extra__", {**(copied.model_extra or {}), **(extra or {})})
     return copied
+
+
+def merge_patch(target: object, patch: object) -> object:
+    """Return `target`, JSON values, changed by `patch` as RFC 7396 has it: null removes, maps are merged."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged

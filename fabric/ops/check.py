@@ -147,28 +147,37 @@ def _given(wanted: str, addresses: Sequence[HostAddress]) -> Interface:
     )
 
 
-def claim_problems(
-    name: str, node_id: str, address: Interface, nodes: Iterable[Node], id_annotation: str
-) -> None:
-    """Refuse a name or an address that another node has.
+def claim_problems(name: str, node_id: str, address: Interface, node: Node, id_annotation: str) -> None:
+    """Refuse a name or an address that `node`, another one, has.
 
     Raises:
         Taken: both claimants are named.
     """
-    for node in nodes:
-        theirs = node.metadata.annotations.get(id_annotation, "")
-        if node.metadata.name == name and theirs != node_id:
-            raise Taken(
-                f'node name "{name}": taken by the node with id {theirs or "(none: not a fabricctl node)"}, this host '
-                f"has id {node_id}; nothing was changed; join with another --name, or delete that Node if it is gone"
-            )
-        bgp = node.spec.bgp
-        held = {i.ip for i in (bgp.ipv4_address, bgp.ipv6_address) if i} if bgp else set()
-        if node.metadata.name != name and address.ip in held:
-            raise Taken(
-                f"address {address.ip}: node {node.metadata.name} (id {theirs or 'none'}) has it already, this host "
-                f"has id {node_id}; nothing was changed; give one of the two another address, or delete that Node"
-            )
+    if node.metadata.name == name:
+        name_problem(node, node_id, id_annotation)
+        return
+    bgp = node.spec.bgp
+    if bgp and address.ip in {i.ip for i in (bgp.ipv4_address, bgp.ipv6_address) if i}:
+        theirs = node.metadata.annotations.get(id_annotation, "none")
+        raise Taken(
+            f"address {address.ip}: node {node.metadata.name} (id {theirs}) has it already, this host "
+            f"has id {node_id}; nothing was changed; give one of the two another address, or delete that Node"
+        )
+
+
+def name_problem(node: Node, node_id: str, id_annotation: str) -> None:
+    """Refuse a Node of the wanted name that is not this host's.
+
+    Raises:
+        Taken: both claimants are named.
+    """
+    theirs = node.metadata.annotations.get(id_annotation, "")
+    if theirs != node_id:
+        raise Taken(
+            f'node name "{node.metadata.name}": taken by the node with id {theirs or "(none: not a fabricctl node)"}, '
+            f"this host has id {node_id}; its Node was left alone; join with another --name, or delete that Node if it "
+            "is gone"
+        )
 
 
 def default_pool(addresses: Iterable[HostAddress], routes: Iterable[Prefix]) -> Prefix:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface
@@ -26,10 +26,13 @@ from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts
 from fabric.kernel.facts import HostAddress
 from fabric.kernel.routes import NetlinkFib
-from fabric.model import kinds, namespaces
-from fabric.model.base import Resource
+from fabric.model import namespaces
+from fabric.model.base import API_VERSION, Resource, Tree
+from fabric.model.base import tree as as_tree
+from fabric.model.change import merge_patch
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.ippool import IPPool
+from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.model.wire import from_json
 from fabric.ops import check, resources, supervise
@@ -74,6 +77,8 @@ class Registered:
 async def register(request: Request, kv: KeyValueStore) -> Registered:
     """Check the host, then write the node and what the cluster lacks.
 
+    What others have set on the Node or on a peer stays: only what was asked for is written.
+
     Raises:
         ConfigError: the host or the request will not do; nothing was changed, and everything is listed.
         Taken: the name or the address is another node's; nothing was changed.
@@ -81,28 +86,45 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     """
     check.need_root()
     node_id = _known_id() or str(uuid.uuid4())
-    nodes = [n for n in await resources.get(kv, kinds.lookup("node")) if isinstance(n, Node)]
+    nodes = await resources.listing(kv, Node, lookup("node"))
     _check_host_is_free(request.name)
     addresses = await facts.addresses()
-    warnings = await _check(kv)
+    warnings = [*nodes.unreadable, *await _check(kv)]
     address = check.choose_address(
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )
-    check.claim_problems(request.name, node_id, address, nodes, ID_ANNOTATION)
-    there = [p for p in await resources.get(kv, kinds.lookup("ippool")) if isinstance(p, IPPool)]
-    warnings += _unused_pools(request, there)
-    cluster = await _cluster(request, there, addresses)
-    node = _node(request, node_id, address, addresses)
-    peers = [_bgp_peer(request.name, peer) for peer in request.peers]
+    for node in nodes.resources:
+        check.claim_problems(request.name, node_id, address, node, ID_ANNOTATION)
+    pools = (await resources.listing(kv, IPPool, lookup("ippool"))).resources
+    warnings += _unused_pools(request, pools)
+    cluster = await _cluster(request, pools, addresses)
+    changes = [_node(request, node_id, address, addresses)]
+    changes += [_bgp_peer(request.name, node_id, peer) for peer in request.peers]
+    for tree in changes:
+        _resource(tree)  # refuses a bad name or label before anything is written
     _remember_id(node_id)
-    changes = [
+    done = [
         f"{r.kind} {r.metadata.name}: created" for r in cluster if await resources.create_if_absent(kv, r)
     ]
-    for resource in (*peers, node):
-        done = await resources.apply(kv, resource)
-        if done.verb != "unchanged":
-            changes.append(f"{resource.kind} {resource.metadata.name}: {done.verb}")
-    return Registered(tuple(changes), tuple(warnings))
+    for tree in changes:
+        done += await _write(kv, tree, node_id)
+    return Registered(tuple(done), tuple(warnings))
+
+
+async def _write(kv: KeyValueStore, tree: Tree, node_id: str) -> list[str]:
+    """Merge `tree` into what is stored; the check for another's name is repeated on what is replaced."""
+    wanted = _resource(tree)
+
+    def merged(stored: Resource | None) -> Resource:
+        if stored is None:
+            return wanted
+        if isinstance(stored, Node):
+            check.name_problem(stored, node_id, ID_ANNOTATION)
+        result = _resource(merge_patch(as_tree(stored), tree))
+        return stored if as_tree(result) == as_tree(stored) else result
+
+    verb = (await resources.change(kv, resources.key_of(wanted), merged)).verb
+    return [] if verb == "unchanged" else [f"{wanted.kind} {wanted.metadata.name}: {verb}"]
 
 
 def _has(addresses: list[HostAddress], version: int) -> bool:
@@ -138,31 +160,33 @@ async def _check(kv: KeyValueStore) -> list[str]:
     problems = await check.host_problems()
     if supervise.running() is None:
         problems += await check.port_problems()
-    found = await resources.get(kv, kinds.lookup("clusterinformation"))
-    cluster = next((c for c in found if isinstance(c, ClusterInformation)), None)
+    clusters = (await resources.listing(kv, ClusterInformation, lookup("clusterinformation"))).resources
+    cluster = next(iter(clusters), None)
     problems += check.clock_problems(cluster, datetime.now(UTC))
     check.refuse(problems)
     return await check.warnings()
 
 
-async def _cluster(request: Request, there: list[IPPool], addresses: list[HostAddress]) -> list[Resource]:
+async def _cluster(request: Request, there: Sequence[IPPool], addresses: list[HostAddress]) -> list[Resource]:
     """What a new cluster lacks, in the order to create it; pools only where there are none."""
     mesh = {"nodeToNodeMeshEnabled": False} if request.peers else {}
     made = [
-        _resource("ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True}),
-        _resource("BGPConfiguration", "default", mesh),
+        _resource(
+            _tree("ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True})
+        ),
+        _resource(_tree("BGPConfiguration", "default", mesh)),
         namespaces.profile("default"),
     ]
     if not there:
         pools = request.pools or (check.default_pool(addresses, await _prefixes()),)
         made += [
-            _resource("IPPool", DEFAULT_POOL[pool.version], {"cidr": str(pool), "natOutgoing": False})
+            _resource(_tree("IPPool", DEFAULT_POOL[pool.version], {"cidr": str(pool), "natOutgoing": False}))
             for pool in pools
         ]
     return made
 
 
-def _unused_pools(request: Request, there: list[IPPool]) -> list[str]:
+def _unused_pools(request: Request, there: Sequence[IPPool]) -> list[str]:
     has = {pool.spec.cidr for pool in there}
     named = ", ".join(sorted(map(str, has)))
     return [
@@ -179,33 +203,38 @@ async def _prefixes() -> list[Prefix]:
 
 def _node(
     request: Request, node_id: str, address: IPv4Interface | IPv6Interface, addresses: list[HostAddress]
-) -> Resource:
-    """The Node; an IPv6 address of its own, where there is exactly one, comes beside the IPv4 one."""
-    bgp: dict[str, Any] = {f"ipv{address.version}Address": str(address)}
+) -> Tree:
+    """What is to stand in the Node; an IPv6 address, where there is exactly one, comes beside the IPv4 one."""
+    bgp: Tree = {f"ipv{address.version}Address": str(address)}
     others = check.candidates(addresses, 6)
     if address.version == 4 and len(others) == 1:
         bgp["ipv6Address"] = str(others[0].address)
     if request.as_number is not None:
         bgp["asNumber"] = request.as_number
-    metadata: dict[str, Any] = {"annotations": {ID_ANNOTATION: node_id}}
+    metadata: Tree = {"annotations": {ID_ANNOTATION: node_id}}
     if request.labels:
         metadata["labels"] = dict(request.labels)
-    return _resource("Node", request.name, {"bgp": bgp}, metadata)
+    return _tree("Node", request.name, {"bgp": bgp}, metadata)
 
 
-def _bgp_peer(node: str, peer: Peer) -> Resource:
+def _bgp_peer(node: str, node_id: str, peer: Peer) -> Tree:
+    """The identity says that the peer came with the node, and goes with it."""
     name = f"{node}-{str(peer.address).replace(':', '-').strip('-')}"
-    return _resource("BGPPeer", name, {"node": node, "peerIP": str(peer.address), "asNumber": peer.as_number})
+    spec = {"node": node, "peerIP": str(peer.address), "asNumber": peer.as_number}
+    return _tree("BGPPeer", name, spec, {"annotations": {ID_ANNOTATION: node_id}})
 
 
-def _resource(kind: str, name: str, spec: dict[str, Any], metadata: dict[str, Any] | None = None) -> Resource:
-    """Through the reader of stored values, so that a bad name or label is refused with its rule."""
-    tree = {
+def _tree(kind: str, name: str, spec: Tree, metadata: Tree | None = None) -> Tree:
+    return {
         "kind": kind,
-        "apiVersion": "projectcalico.org/v3",
+        "apiVersion": API_VERSION,
         "metadata": {"name": name} | (metadata or {}),
         "spec": spec,
     }
+
+
+def _resource(tree: object) -> Resource:
+    """Through the reader of stored values, so that a bad name or label is refused with its rule."""
     try:
         return from_json(json.dumps(tree))
     except ConfigError as err:

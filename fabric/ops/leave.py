@@ -14,18 +14,19 @@ from fabric.api import client
 from fabric.config import Config
 from fabric.errors import AgentError, ConfigError, DataplaneError, FabricError
 from fabric.ipam import block as blocks
-from fabric.ipam.assign import Stored, blocks_of
+from fabric.ipam.assign import Stored
 from fabric.kernel import sysctls
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
-from fabric.model import kinds
 from fabric.model.bgp import BGPPeer
+from fabric.model.kinds import lookup
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import check, resources, supervise
+from fabric.ops.join import ID_ANNOTATION
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
-WITHDRAWN_WITHIN = 10.0  # seconds for the agent to withdraw and for the speaker to say so
+WITHDRAWN_WITHIN = 40.0  # seconds for the speaker to say that its sessions have withdrawn and are gone
 POLL = 0.1
 
 
@@ -56,7 +57,8 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
         StoreError: etcd did not answer; what was not done yet is done by running it again.
     """
     await _refuse_with_workloads(config.node, kv)
-    lines = [*await _hand_back(config.node, kv), *await _forget(config.node, kv)]
+    # The Node first: without it the agent attaches nothing more.
+    lines = [*await _forget(config.node, kv), *await _hand_back(config.node, kv)]
     _wait_withdrawn()
     if supervise.stop():
         lines.append("processes: stopped")
@@ -67,8 +69,8 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
 
 
 async def _refuse_with_workloads(node: str, kv: KeyValueStore) -> None:
-    found = await resources.get(kv, kinds.lookup("workloadendpoint"))
-    mine = [w for w in found if isinstance(w, WorkloadEndpoint) and w.spec.node == node]
+    found = await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))
+    mine = [w for w in found.resources if w.spec.node == node]
     if mine:
         named = ", ".join(sorted(f"{w.metadata.namespace}/{w.spec.workload}" for w in mine)[:5])
         raise ConfigError(
@@ -78,22 +80,26 @@ async def _refuse_with_workloads(node: str, kv: KeyValueStore) -> None:
 
 
 async def _hand_back(node: str, kv: KeyValueStore) -> list[str]:
-    listing = await kv.list(keys.BLOCKS)
-    stored = [Stored(blocks.from_json(item.value), item.revision) for item in listing.items]
     lines = []
-    for mine in blocks_of(node, stored):
-        await kv.commit(ipam.hand_back(mine, node))
-        lines.append(f"block {mine.block.prefix}: handed back")
+    for item in (await kv.list(keys.BLOCKS)).items:
+        try:
+            stored = Stored(blocks.from_json(item.value), item.revision)
+        except ConfigError as err:
+            lines.append(f"{item.key}: left alone: {err}")
+            continue
+        if stored.block.node == node:
+            await kv.commit(ipam.hand_back(stored, node))
+            lines.append(f"block {stored.block.prefix}: handed back")
     return lines
 
 
 async def _forget(node: str, kv: KeyValueStore) -> list[str]:
-    peers = await resources.get(kv, kinds.lookup("bgppeer"))
-    mine = [p for p in peers if isinstance(p, BGPPeer) and p.spec.node == node]
+    """Delete the Node, and the peers that came with it; one that an operator made stays."""
+    peers = (await resources.listing(kv, BGPPeer, lookup("bgppeer"))).resources
+    mine = [p for p in peers if p.spec.node == node and ID_ANNOTATION in p.metadata.annotations]
     gone = [*(("BGPPeer", "bgppeers", p.metadata.name) for p in mine), ("Node", "nodes", node)]
-    await kv.commit(
-        Txn((), tuple(Delete(keys.ResourceKey(plural, None, name).path) for _, plural, name in gone))
-    )
+    txn = Txn((), tuple(Delete(keys.ResourceKey(plural, None, name).path) for _, plural, name in gone))
+    await kv.commit(txn)
     return [f"{kind} {name}: deleted" for kind, _, name in gone]
 
 
@@ -104,7 +110,7 @@ def _wait_withdrawn() -> None:
             status = client.call("GET", "/v1/status", timeout=2)
         except AgentError:
             return
-        if not status["sessions"] and not status["blocks"] and not status["registered"]:
+        if not (status["registered"] or status["blocks"] or status["speaker"]["sessions"]):
             return
         time.sleep(POLL)
 

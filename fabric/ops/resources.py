@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Generic, TypeVar
 
-from fabric.errors import Conflict, NotFound
+from fabric.errors import ConfigError, Conflict, NotFound
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.model.change import applied, stamped
@@ -15,6 +16,8 @@ from fabric.model.kinds import Kind
 from fabric.model.wire import from_json, to_json
 from fabric.store.keys import ResourceKey, resources
 from fabric.store.kv import Guard, KeyValueStore, Put, Txn
+
+R = TypeVar("R", bound=Resource)
 
 ATTEMPTS = 5  # lost races before an apply gives up
 
@@ -40,16 +43,14 @@ def _key(kind: Kind, name: str, namespace: str | None) -> str:
 
 
 async def get(
-    kv: KeyValueStore, kind: Kind, names: Sequence[str] = (), namespace: str | None = None
+    kv: KeyValueStore, kind: Kind, names: Sequence[str], namespace: str | None = None
 ) -> list[Resource]:
-    """Return the named resources, or all of the kind; `namespace` None means every namespace.
+    """Return the named resources.
 
     Raises:
-        NotFound: a named one does not exist.
+        NotFound: one does not exist.
+        ConfigError: one cannot be read.
     """
-    if not names:
-        prefix = resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
-        return [from_json(item.value) for item in (await kv.list(prefix)).items]
     found = []
     for name in names:
         item = await kv.get(_key(kind, name, namespace))
@@ -58,6 +59,32 @@ async def get(
             raise NotFound(f'{kind.name} "{name}"{where}: does not exist')
         found.append(from_json(item.value))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[R]):
+    """All of a kind that can be read, and one line for each that cannot."""
+
+    resources: tuple[R, ...]
+    unreadable: tuple[str, ...]
+
+
+async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | None = None) -> Listed[R]:
+    """Return every resource of `kind`, whose class is `cls`; `namespace` None means all of them.
+
+    One that cannot be read counts as absent, as the agents see it, and does not hide the others.
+    """
+    prefix = resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
+    found, unreadable = [], []
+    for item in (await kv.list(prefix)).items:
+        try:
+            resource = from_json(item.value)
+        except ConfigError as err:
+            unreadable.append(f"{item.key}: cannot be read, and counts as absent: {err}")
+            continue
+        if isinstance(resource, cls):
+            found.append(resource)
+    return Listed(tuple(found), tuple(unreadable))
 
 
 async def create_if_absent(kv: KeyValueStore, resource: Resource) -> bool:
@@ -72,29 +99,32 @@ async def create_if_absent(kv: KeyValueStore, resource: Resource) -> bool:
 
 
 async def apply(kv: KeyValueStore, wanted: Resource) -> Applied:
-    """Create or update one resource; what is already so is not written again.
+    """Create or update one resource as an operator's file means it; what is already so is not written again.
 
     Raises:
         Conflict: others wrote it at the same moment, again and again; nothing was written.
     """
-    key = key_of(wanted)
-    for attempt in range(ATTEMPTS):
+    return await change(kv, key_of(wanted), lambda stored: applied(stored, wanted) if stored else wanted)
+
+
+async def change(kv: KeyValueStore, key: str, decide: Callable[[Resource | None], Resource]) -> Applied:
+    """Store at `key` what `decide` makes of what is there (None: nothing), guarded by what it saw.
+
+    `decide` returns what it was given where nothing is to change, and may refuse by raising.
+
+    Raises:
+        Conflict: others wrote it at the same moment, again and again; nothing was written.
+    """
+    for _ in range(ATTEMPTS):
         item = await kv.get(key)
-        if item is None:
-            if await create_if_absent(kv, wanted):
-                return Applied(wanted, "created")
-            continue
-        stored = from_json(item.value)
-        merged = applied(stored, wanted)
-        if merged is stored:
-            return Applied(stored, "unchanged")
+        stored = from_json(item.value) if item else None
+        wanted = decide(stored)
+        if wanted is stored:
+            return Applied(wanted, "unchanged")
+        fresh = wanted if stored else stamped(wanted, datetime.now(UTC), uuid.uuid4())
         try:
-            await kv.commit(Txn((Guard(key, item.revision),), (Put(key, to_json(merged)),)))
+            await kv.commit(Txn((Guard(key, item.revision if item else 0),), (Put(key, to_json(fresh)),)))
         except Conflict:
-            if attempt == ATTEMPTS - 1:
-                raise
             continue
-        return Applied(merged, "configured")
-    raise Conflict(
-        f"{wanted.kind} {wanted.metadata.name}: others write it at the same moment; nothing was written; try again"
-    )
+        return Applied(fresh, "configured" if stored else "created")
+    raise Conflict(f"{key}: others write it at the same moment; nothing was written; try again")

@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -81,7 +82,8 @@ def stop() -> bool:
     pid = running()
     if pid is None:
         return False
-    os.kill(pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOPPED_WITHIN
     while running() is not None:
         if time.monotonic() > deadline:
@@ -110,7 +112,12 @@ async def _keep(name: str, stop: asyncio.Event) -> None:
     delay = FIRST_DELAY
     while not stop.is_set():
         started = time.monotonic()
-        process = await _start(name)
+        try:
+            process = await _start(name)
+        except OSError as err:  # out of memory or of processes: the other child must not end for it
+            log.error("process not started", process=name, error=str(err), retry_in=LONGEST_DELAY)
+            await _sleep_or(stop, LONGEST_DELAY)
+            continue
         log.info("process started", process=name, pid=process.pid)
         if await _ended_by_itself(process, stop):
             lived = time.monotonic() - started
@@ -123,8 +130,7 @@ async def _keep(name: str, stop: asyncio.Event) -> None:
 
 
 async def _start(name: str) -> asyncio.subprocess.Process:
-    # util-linux's setpriv arms PDEATHSIG before the exec, so there is no moment in which our death
-    # would leave a child behind.
+    # util-linux's setpriv arms PDEATHSIG before it becomes the child.
     return await asyncio.create_subprocess_exec(
         "setpriv",
         "--pdeathsig",

@@ -59,11 +59,15 @@ class Txn:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one store revision did below the watched prefix, in order; a Delete carries its key only."""
+    """What one store revision did below the watched prefix, in order; a Delete carries its key only.
+
+    `present` comes with a listing that followed an outage: every key there was at `revision`.
+    """
 
     revision: int
     puts: tuple[KeyValue, ...] = ()
     deletes: tuple[str, ...] = ()
+    present: frozenset[str] | None = None
 
 
 class KeyValueStore(Protocol):

@@ -93,6 +93,7 @@ class _Told:
             listing.revision,
             puts=tuple(item for item in listing.items if known.get(item.key) != self.hashes[item.key]),
             deletes=tuple(key for key in known if key not in self.hashes),
+            present=frozenset(self.hashes),
         )
 
     def changes(self, changes: Changes) -> None:

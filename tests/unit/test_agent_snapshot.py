@@ -161,3 +161,17 @@ def test_a_snapshot_is_never_changed_by_a_later_one() -> None:
     first = fold(Snapshot(), heard(5, (NODE, node("a"))))
     fold(first, heard(6, (NODE, node("b")), (POOL, "garbage")))
     assert (rack(first), first.revision, first.problems) == ("a", 5, {})
+
+
+def test_our_own_write_that_the_watch_never_told_goes_when_a_later_listing_lacks_it() -> None:
+    known = fold(fold(Snapshot(), heard(5, (NODE, node("r1")))), wrote(7, Put(POOL, "{}")), watched=False)
+    relisted = Changes(9, present=frozenset({NODE}))
+    assert POOL in known.seen
+    after = fold(known, relisted)
+    assert POOL not in after.seen
+    assert rack(after) == "r1"
+
+
+def test_our_own_write_that_is_newer_than_the_listing_stays() -> None:
+    known = fold(fold(Snapshot(), heard(5, (NODE, node("r1")))), wrote(7, Put(POOL, "{}")), watched=False)
+    assert POOL in fold(known, Changes(6, present=frozenset({NODE}))).seen

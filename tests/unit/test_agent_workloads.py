@@ -361,3 +361,35 @@ async def test_two_namespaces_may_have_a_workload_of_one_name() -> None:
         two = await node.workloads.attach(Request("web", "green", netns(1)))
         assert addresses(one) != addresses(two)
         assert len(node.links.links) == 2
+
+
+async def test_the_same_request_again_never_undoes_what_was_attached_before() -> None:
+    async with running(await etcd()) as node:
+        endpoint = await node.workloads.attach(request("web"))
+        del node.fib.routes[RouteKey(endpoint.spec.ip_networks[0])]
+        await node.passes.run(node.state.compute, in_sync=False, read_back=True)
+        await node.links.remove(WEB)
+        node.links.refuse[WEB] = errno.ENOBUFS
+        await node.passes.run(node.state.compute, in_sync=False, read_back=True)
+        node.links.refuse[WEB] = errno.ENOBUFS
+        with pytest.raises(DataplaneError, match="attached before, and the next pass retries"):
+            await node.workloads.attach(request("web"))
+        assert node.state.snapshot.endpoints("n1")
+
+
+async def test_a_node_without_its_resource_attaches_nothing() -> None:
+    async with running(kv := await etcd()) as node:
+        await kv.commit(Txn((), (Delete(keys.ResourceKey("nodes", None, "n1").path),)))
+        await node.caught_up()
+        with pytest.raises(NotInSync, match="node n1 is not registered"):
+            await node.workloads.attach(request("web"))
+        await nothing_is_attached(node)
+
+
+async def test_no_two_resources_of_one_attach_have_one_uid() -> None:
+    async with running(await etcd()) as node:
+        await node.workloads.attach(Request("web", "blue", netns()))
+        uids = [
+            s.resource.metadata.uid for s in node.state.snapshot.resources.values() if s.resource.metadata.uid
+        ]
+        assert len(uids) == len(set(uids)) == 2

@@ -13,7 +13,6 @@ from fabric.ipam.assign import (
     Stored,
     View,
     automatic,
-    blocks_of,
     candidate_pools,
     exact,
     own_blocks,
@@ -192,6 +191,7 @@ def test_nodes_start_at_places_of_their_own() -> None:
     assert len({first(f"n{i}") for i in range(50)}) > 45
 
 
-def test_what_a_node_hands_back_includes_what_is_not_confirmed() -> None:
-    stored = [Stored(block("10.0.0.0/30"), 1), Stored(block("10.0.0.4/30", "n2"), 1)]
-    assert blocks_of("n1", stored) == (stored[0],)
+def test_an_exact_address_never_claims_over_a_block_of_another_size() -> None:
+    seen = view([pool("10.0.0.0/16", blockSize=24)], block("10.0.0.64/26"))
+    with pytest.raises(Taken, match=r"10\.0\.0\.0/24, but 10\.0\.0\.64/26 of an older block size"):
+        exact(seen, ip_address("10.0.0.1"), WEB, *AT)

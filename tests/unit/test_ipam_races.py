@@ -53,7 +53,7 @@ class Taker:
             await self._commit(ipam.release(released, handle), fate)
 
     async def leave(self, fate: str) -> None:
-        for stored in assign.blocks_of(self.name, self.seen.blocks.values()):
+        for stored in [s for s in self.seen.blocks.values() if s.block.node == self.name]:
             await self._commit(ipam.hand_back(stored, self.name), fate)
 
     async def _commit(self, txn: Txn, fate: str) -> None:

@@ -3,8 +3,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from fabric.model.base import Resource
-from fabric.model.change import applied, stamped
+from fabric.model.change import applied, merge_patch, stamped
 from fabric.model.wire import from_json, to_json
 from fabric.model.yaml import load_resources
 
@@ -94,3 +96,23 @@ def test_the_labels_that_endpoints_get_on_writing_are_no_change() -> None:
     endpoint = from_json(to_json(from_json(json.dumps(tree))))
     metadata = "{name: x, namespace: default}"
     assert applied(endpoint, wanted("WorkloadEndpoint", "{orchestrator: cni}", metadata)) is endpoint
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "want"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_a_merge_patch_is_as_in_rfc_7396_appendix_a(target: object, patch: object, want: object) -> None:
+    assert merge_patch(target, patch) == want

@@ -85,7 +85,8 @@ def node(name: str, node_id: str | None, address: str) -> Node:
 
 
 def claim(*nodes: Node) -> None:
-    claim_problems("n1", "my-id", ip_interface("192.0.2.1/24"), nodes, ID)
+    for node in nodes:
+        claim_problems("n1", "my-id", ip_interface("192.0.2.1/24"), node, ID)
 
 
 def test_a_free_name_and_address_may_be_claimed_and_ones_own_again() -> None:

@@ -9,7 +9,7 @@ from fabric.errors import ConfigError, Conflict, NotFound, StoreError
 from fabric.model import kinds
 from fabric.model.base import Metadata, Resource
 from fabric.model.ippool import IPPool
-from fabric.ops.resources import ATTEMPTS, apply, create_if_absent, get, key_of
+from fabric.ops.resources import ATTEMPTS, apply, create_if_absent, get, key_of, listing
 from fabric.store.kv import Guard, Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put
@@ -60,7 +60,7 @@ async def test_only_one_of_many_creates_what_is_absent() -> None:
     pools = [pool(f"10.{n}.0.0/24") for n in range(10)]
     made = await asyncio.gather(*(create_if_absent(kv, p) for p in pools))
     assert made.count(True) == 1
-    [kept] = await get(kv, kinds.lookup("ippool"))
+    [kept] = (await listing(kv, Resource, kinds.lookup("ippool"))).resources
     assert isinstance(kept, IPPool)
     assert kept.spec.cidr == pools[made.index(True)].spec.cidr
 
@@ -125,7 +125,7 @@ async def test_get_finds_by_name_or_all_of_a_kind() -> None:
     for name in ("a", "b"):
         await apply(kv, pool("10.0.0.0/24", name))
     kind = kinds.lookup("pools")
-    assert [r.metadata.name for r in await get(kv, kind)] == ["a", "b"]
+    assert [r.metadata.name for r in (await listing(kv, Resource, kind)).resources] == ["a", "b"]
     assert [r.metadata.name for r in await get(kv, kind, ["b"])] == ["b"]
     with pytest.raises(NotFound, match='IPPool "c": does not exist'):
         await get(kv, kind, ["b", "c"])
@@ -142,8 +142,8 @@ async def test_a_namespaced_resource_without_a_namespace_lives_in_default() -> N
     for namespace in ("default", "blue"):
         await put(kv, endpoint(namespace))
     kind = kinds.lookup("wep")
-    assert len(await get(kv, kind)) == 2
-    assert [r.metadata.namespace for r in await get(kv, kind, namespace="blue")] == ["blue"]
+    assert len((await listing(kv, Resource, kind)).resources) == 2
+    assert [r.metadata.namespace for r in (await listing(kv, Resource, kind, "blue")).resources] == ["blue"]
     with pytest.raises(NotFound, match='"w" in namespace green: does not exist'):
         await get(kv, kind, ["w"], "green")
 
