@@ -103,13 +103,21 @@ def existing(snapshot: Snapshot, node: str, request: Request) -> WorkloadEndpoin
         return None
     held = endpoint.metadata.annotations.get(NETNS_ANNOTATION)
     addresses = {prefix.network_address for prefix in endpoint.spec.ip_networks}
-    if held != request.netns or (request.address and request.address not in addresses):
+    labels = own_labels(endpoint)
+    same = held == request.netns and (not request.address or request.address in addresses)
+    if not same or (request.labels and request.labels != labels):
+        listed = ", ".join(f"{k}={v}" for k, v in sorted(labels.items())) or "no labels"
         raise Taken(
-            f"{request}: already attached on node {node} as "
-            f"{', '.join(map(str, sorted(addresses, key=str)))} in {held}; nothing was changed; remove it first "
+            f"{request}: already attached on node {node} as {', '.join(map(str, sorted(addresses, key=str)))} in "
+            f"{held} with {listed}; nothing was changed; remove it first "
             f"with `fabricctl workload del {request.name}`, or choose another name"
         )
     return endpoint
+
+
+def own_labels(endpoint: WorkloadEndpoint) -> dict[str, str]:
+    """Return the labels that the user gave, without those that every endpoint is written with."""
+    return {k: v for k, v in endpoint.metadata.labels.items() if not k.startswith("projectcalico.org/")}
 
 
 def attach(snapshot: Snapshot, node: str, request: Request, stamp: Stamp) -> tuple[WorkloadEndpoint, Txn]:

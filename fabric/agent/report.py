@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from bgp import sessions as bgp_sessions
 from bgp.rib import Path, SessionState, SessionStatus
+from fabric.agent.endpoint import own_labels
 from fabric.agent.state import State
 from fabric.ipam.assign import own_blocks
 from fabric.model.node import Node
@@ -38,8 +40,16 @@ def status(state: State) -> Json:
         "blocks": blocks(state),
         "workloads": len(state.snapshot.endpoints(state.node)),
         "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
-        "problems": [f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())],
+        "problems": [
+            *(f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())),
+            *(f"BGPPeer {name}: {why}" for name, why in sorted(_peer_problems(state, me).items())),
+        ],
     }
+
+
+def _peer_problems(state: State, me: Node | None) -> dict[str, str]:
+    local = me and bgp_sessions.local(me, state.snapshot.bgp_configuration(), state.host.addresses)
+    return bgp_sessions.problems(local, state.snapshot.peers()) if local else {}
 
 
 def sessions(state: State) -> list[Json]:
@@ -91,9 +101,7 @@ def workload(endpoint: WorkloadEndpoint) -> Json:
         "interface": endpoint.spec.interface_name,
         "mac": endpoint.spec.mac,
         "netns": endpoint.metadata.annotations.get(NETNS_ANNOTATION, ""),
-        "labels": {
-            k: v for k, v in endpoint.metadata.labels.items() if not k.startswith("projectcalico.org/")
-        },
+        "labels": own_labels(endpoint),
     }
 
 

@@ -12,8 +12,8 @@ from fabric.cli import output
 from fabric.cli.options import Output
 from fabric.cli.output import Format
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-routes_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+routes_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(routes_app, name="routes", help="Routes received, best, or advertised.")
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fabric.cli.options import Output
+from fabric.cli.output import Format, document, table
+
 app = typer.Typer(no_args_is_help=True, help="Run a containerlab topology in namespaces, without Docker.")
 
 File = Annotated[Path, typer.Argument(help="A containerlab topology (NAME.clab.yml).", show_default=False)]
-
-
-class Output(StrEnum):
-    """How `inspect` prints."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 @app.command()
@@ -72,30 +67,25 @@ def exec_(
 
 
 @app.command()
-def inspect(
-    file: File,
-    output: Annotated[Output, typer.Option("--output", "-o", help="Form of the result.")] = Output.TABLE,
-) -> None:
+def inspect(file: File, output: Output = Format.TABLE) -> None:
     """Show the nodes of a lab and how they are linked.
 
     Example: fabricctl lab inspect containerlab/quickstart.clab.yml -o json
     """
-    import json
     from dataclasses import asdict
 
     from fabric.lab.lab import Lab
 
     lab = Lab.load(file)
     states = lab.inspect()
-    if output is Output.JSON:
-        typer.echo(json.dumps({"name": lab.name, "nodes": [asdict(state) for state in states]}, indent=2))
+    if output is not Format.TABLE:
+        nodes = [{**asdict(state), "links": list(state.links)} for state in states]
+        document({"name": lab.name, "nodes": nodes}, output)
         return
-    rows = [("NODE", "PROFILE", "STATE", "PID", "LINKS")]
-    rows += [
-        (s.name, s.profile, "running" if s.pid else "stopped", str(s.pid or "-"), ", ".join(s.links))
-        for s in states
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        head = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        typer.echo(f"{head}  {row[4]}".rstrip())
+    table(
+        ("NODE", "PROFILE", "STATE", "PID", "LINKS"),
+        [
+            (s.name, s.profile, "running" if s.pid else "stopped", s.pid or "-", ", ".join(s.links))
+            for s in states
+        ],
+    )

@@ -22,7 +22,7 @@ from fabric.errors import FabricError
 if TYPE_CHECKING:
     from fabric.ops.join import Peer
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def join(
         etcd=config.etcd,
         name=config.node,
         ip=ip,
-        as_number=as_number,
+        as_number=None if as_number is None else _as_number(as_number),
         labels=pairs(label, "--label"),
         peers=tuple(_peer(text) for text in split(peer)),
         pools=tuple(_pool(text) for text in split(pool)),
@@ -70,7 +70,7 @@ def join(
         print(change)
     process = op.start(config, foreground=foreground)
     output.note("waiting for agent, speaker and sessions ..." if process else "agent and speaker run already")
-    status = op.wait_ready(process)
+    status = op.wait_ready(process, {str(peer.address) for peer in request.peers})
     print(f"node {status['node']} ({status['address']}) is ready")
     _print_sessions(status["sessions"])
     dead = _dead_sessions(status["sessions"])
@@ -113,11 +113,18 @@ def _peer(text: str) -> Peer:
 
     address, _, number = text.rpartition("=")
     try:
-        return Peer(ip_address(address), int(number))
+        return Peer(ip_address(address), _as_number(int(number)))
     except ValueError as err:
         raise typer.BadParameter(
             f'"{text}" is not IP=AS, such as 192.0.2.1=65000', param_hint="--peer"
         ) from err
+
+
+def _as_number(number: int) -> int:
+    """AS 0 is nobody's (RFC 7607)."""
+    if not 1 <= number <= 0xFFFFFFFF:
+        raise typer.BadParameter(f"{number} is not an AS number, 1 to 4294967295", param_hint="AS")
+    return number
 
 
 def _pool(text: str) -> Any:
@@ -179,7 +186,7 @@ def _print_status(answer: dict[str, Any]) -> None:
     _print_sessions(answer["sessions"])
     print()
     output.table(["BLOCK", "HELD", "SIZE"], [(b["prefix"], b["held"], b["size"]) for b in answer["blocks"]])
-    for title, lines in (("refused by the kernel", answer["refused"]), ("not readable", answer["problems"])):
+    for title, lines in (("refused by the kernel", answer["refused"]), ("without effect or not readable", answer["problems"])):
         if lines:
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines))

@@ -14,10 +14,11 @@ from fabric.cli.output import Format
 from fabric.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fabric.model.base import Resource
     from fabric.store.kv import KeyValueStore
 
-apply_app = typer.Typer(rich_markup_mode=None)
-get_app = typer.Typer(rich_markup_mode=None)
+apply_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+get_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @apply_app.command()
@@ -31,10 +32,11 @@ def apply(
     Example: fabricctl apply -f pool.yaml -f peers.yaml
     """
     from fabric.cli.store import with_store
-    from fabric.model.yaml import load_resources
     from fabric.ops import resources
 
-    wanted = [resource for name in filename for resource in load_resources(_read(name), _shown(name))]
+    wanted = [resource for name in filename for resource in _load(name)]
+    if not wanted:
+        raise ConfigError(f"{', '.join(map(_shown, filename))}: no resource in it; nothing was applied")
     keys = [resources.key_of(resource) for resource in wanted]  # refuses a foreign kind before any is written
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -43,7 +45,10 @@ def apply(
         )
 
     async def all_of_them(kv: KeyValueStore) -> None:
+        await resources.refuse_pools(kv, wanted)
         for resource in wanted:
+            for line in resources.without_effect(resource):
+                output.note(f"warning: {line}")
             done = await resources.apply(kv, resource)
             print(f"{resource.kind} {resource.metadata.name}: {done.verb}", flush=True)
 
@@ -79,12 +84,23 @@ def get(
         output.document({"kind": "List", "apiVersion": "v1", "items": items}, form)
 
 
+def _load(name: str) -> list[Resource]:
+    from fabric.model.yaml import load_resources
+
+    try:
+        return load_resources(_read(name), _shown(name))
+    except ConfigError as err:
+        raise ConfigError(
+            f"{err}; nothing was applied" if "\n" not in str(err) else f"{err}\nnothing was applied"
+        ) from err
+
+
 def _read(name: str) -> str:
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{_shown(name)}: {reason}; nothing was applied") from err
+        raise ConfigError(f"{_shown(name)}: {reason}") from err
 
 
 def _shown(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,16 @@ from fabric.cli.options import Labels, Namespace, Output, pairs
 from fabric.cli.output import Format
 from fabric.errors import ConfigError, FabricError, NotFound
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 RUN = "--run"
+NAMED = Path("/run/netns")
 ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def _without_dashes(command: list[str]) -> list[str]:
+    """The customary "--" before a command is left to us."""
+    return command[1:] if command[:1] == ["--"] else command
 
 
 class _RunCommand(TyperCommand):
@@ -30,7 +37,7 @@ class _RunCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if RUN in args:
             at = args.index(RUN)
-            ctx.meta[RUN] = args[at + 1 :]
+            ctx.meta[RUN] = _without_dashes(args[at + 1 :])
             args = args[: at + 1]
         return super().parse_args(ctx, args)
 
@@ -39,7 +46,9 @@ class _RunCommand(TyperCommand):
 def add(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="The workload's name on this node.")],
-    netns: Annotated[str, typer.Option(help="Path of its network namespace.")] = "",
+    netns: Annotated[
+        str, typer.Option(help="Path of its network namespace, or its name for `ip netns`.")
+    ] = "",
     run: Annotated[
         bool, typer.Option(RUN, help="Run the command that follows in a namespace of its own.")
     ] = False,
@@ -64,7 +73,9 @@ def add(
     request = {"name": name, "namespace": namespace, "labels": pairs(label, "--label"), "address": ip or None}
     if run:
         raise typer.Exit(_run(request, command))
-    _print([_attach(request, Path(netns).absolute())], form)
+    # A bare name is one of `ip netns`, as it is for `ip`.
+    path = Path(netns).absolute() if "/" in netns else NAMED / netns
+    _print([_attach(request, path)], form)
 
 
 def _attach(request: dict[str, Any], netns: Path) -> dict[str, Any]:
@@ -91,7 +102,8 @@ def _run(request: dict[str, Any], command: list[str]) -> int:
         output.note(f"{attached['name']}: {', '.join(attached['addresses'])}")
         return _run_inside(namespace, command)
     finally:
-        client.call("DELETE", _path(attached["namespace"], attached["name"]))
+        with suppress(NotFound):  # somebody has removed it already
+            client.call("DELETE", _path(attached["namespace"], attached["name"]))
 
 
 def _run_inside(namespace: int, command: list[str]) -> int:
@@ -158,7 +170,7 @@ def execute(
         raise ConfigError(
             f"workload {namespace}/{name}: its network namespace {netns} is gone; remove it with `del`"
         )
-    argv = ["nsenter", f"--net={netns}", "--", *(command[1:] if command[0] == "--" else command)]
+    argv = ["nsenter", f"--net={netns}", "--", *_without_dashes(command)]
     try:
         os.execvp(argv[0], argv)  # noqa: S606  a shell would split the arguments again
     except OSError as err:

@@ -6,7 +6,6 @@ Reads only. For the checks of `node join` and for the choice of a session's sour
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -120,26 +119,3 @@ async def clock() -> Clock:
     timex = (ctypes.c_long * 32)()
     state = ctypes.CDLL(None).adjtimex(timex)
     return Clock(state not in (-1, TIME_ERROR), timex[3])
-
-
-async def has_ipv6() -> bool:
-    return await in_thread(Path("/proc/sys/net/ipv6").is_dir)
-
-
-async def has_module(name: str) -> bool | None:
-    """Whether the kernel has `name` ("ipip"), loaded, built in or loadable.
-
-    None: the host's module list is not there, so it cannot be told without trying.
-    """
-    return await in_thread(partial(_has_module, name))
-
-
-def _has_module(name: str) -> bool | None:
-    if Path("/sys/module", name).is_dir():
-        return True
-    folder = Path("/lib/modules", os.uname().release)
-    try:
-        text = (folder / "modules.builtin").read_text() + (folder / "modules.dep").read_text()
-    except FileNotFoundError:
-        return None
-    return any(f"/{name}.ko" in line.partition(":")[0] for line in text.splitlines())

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -320,6 +321,14 @@ class Lab:
             raise LabError(f"lab {self.name}: links: {done.stderr.strip()}")
 
     def _destroy(self) -> None:
+        # An impatient second Ctrl-C would leave half of it behind: it waits until all is gone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._end_everything()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _end_everything(self) -> None:
         for record in self._home.glob("*/process"):
             if first := FirstProcess.read(record):
                 first.end()

@@ -11,7 +11,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 from typing import TypeAlias
 
 from fabric.errors import ConfigError, Taken
-from fabric.ipam.types import Prefix
+from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts, probe, tables
 from fabric.kernel.facts import HostAddress, Listener
 from fabric.model.clusterinformation import ClusterInformation
@@ -138,6 +138,8 @@ def _given(wanted: str, addresses: Sequence[HostAddress]) -> Interface:
         address = ip_address(wanted)
     except ValueError as err:
         raise ConfigError(f'--ip "{wanted}": neither "auto" nor an address; nothing was changed') from err
+    if address.is_loopback or address.is_link_local:
+        raise ConfigError(f"--ip {wanted}: no other host can reach it; nothing was changed; choose another")
     for a in addresses:
         if a.address.ip == address:
             return a.address
@@ -145,6 +147,24 @@ def _given(wanted: str, addresses: Sequence[HostAddress]) -> Interface:
     raise ConfigError(
         f"--ip {wanted}: on no link of this host (it has {has}); nothing was changed; add it or choose another"
     )
+
+
+def peer_problems(peers: Sequence[Address], addresses: Sequence[HostAddress]) -> None:
+    """Refuse a peer that is this host, or that is given twice.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    own = {a.address.ip for a in addresses}
+    for peer in peers:
+        if peer in own:
+            raise ConfigError(
+                f"--peer {peer}: is an address of this host; nothing was changed; name the router's"
+            )
+        if peers.count(peer) > 1:
+            raise ConfigError(
+                f"--peer {peer}: given more than once; nothing was changed; name each router once"
+            )
 
 
 def claim_problems(name: str, node_id: str, address: Interface, node: Node, id_annotation: str) -> None:

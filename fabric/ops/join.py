@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface
@@ -93,6 +93,7 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     address = check.choose_address(
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )
+    check.peer_problems([peer.address for peer in request.peers], addresses)
     for node in nodes.resources:
         check.claim_problems(request.name, node_id, address, node, ID_ANNOTATION)
     pools = (await resources.listing(kv, IPPool, lookup("ippool"))).resources
@@ -272,8 +273,8 @@ def start(config: Config, *, foreground: bool = False) -> subprocess.Popen[bytes
         )
 
 
-def wait_ready(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
-    """Return the agent's status once it is ready, with its sessions up or their time over.
+def wait_ready(process: subprocess.Popen[bytes] | None, peers: Set[str]) -> dict[str, Any]:
+    """Return the agent's status once it is ready, its sessions, those to `peers` among them, up or out of time.
 
     Raises:
         FabricError: it did not become ready; the message has the last lines of its log.
@@ -287,10 +288,15 @@ def wait_ready(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
             )
         time.sleep(POLL)
     deadline = time.monotonic() + ESTABLISHED_WITHIN
-    while any(s["state"] != "Established" for s in status["sessions"]) and time.monotonic() < deadline:
+    while not _sessions_up(status, peers) and time.monotonic() < deadline:
         time.sleep(POLL)
         status = _status() or status
     return status
+
+
+def _sessions_up(status: dict[str, Any], peers: Set[str]) -> bool:
+    up = {s["peer"]: s["state"] == "Established" for s in status["sessions"]}
+    return peers <= up.keys() and all(up.values())
 
 
 def _status() -> dict[str, Any] | None:

@@ -73,9 +73,11 @@ async def _refuse_with_workloads(node: str, kv: KeyValueStore) -> None:
     mine = [w for w in found.resources if w.spec.node == node]
     if mine:
         named = ", ".join(sorted(f"{w.metadata.namespace}/{w.spec.workload}" for w in mine)[:5])
+        more = " …" if len(mine) > 5 else ""
+        count = "1 workload is" if len(mine) == 1 else f"{len(mine)} workloads are"
         raise ConfigError(
-            f"node {node}: {len(mine)} workloads are attached ({named}{' …' if len(mine) > 5 else ''}); nothing was "
-            "changed; remove them with `fabricctl workload del` first"
+            f"node {node}: {count} attached ({named}{more}); nothing was changed; remove them with "
+            "`fabricctl workload del` first"
         )
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from fabric.errors import ConfigError, Conflict, NotFound
 from fabric.model import kinds
-from fabric.model.base import Resource
+from fabric.model.base import Resource, Unknown
 from fabric.model.change import applied, stamped
-from fabric.model.kinds import Kind
+from fabric.model.ippool import IPPool
+from fabric.model.kinds import Kind, lookup
 from fabric.model.wire import from_json, to_json
 from fabric.store.keys import ResourceKey, resources
 from fabric.store.kv import Guard, KeyValueStore, Put, Txn
@@ -85,6 +86,54 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
         if isinstance(resource, cls):
             found.append(resource)
     return Listed(tuple(found), tuple(unreadable))
+
+
+async def refuse_pools(kv: KeyValueStore, wanted: Sequence[Resource]) -> None:
+    """Refuse pools that would move under the addresses in them, or that overlap one another.
+
+    Source: calico-semantics §6: cidr and blockSize are immutable, and pools do not overlap.
+
+    Raises:
+        ConfigError: with everything that is wrong; nothing was written.
+    """
+    given = [pool for pool in wanted if isinstance(pool, IPPool)]
+    if not given:
+        return
+    stored = {p.metadata.name: p for p in (await listing(kv, IPPool, lookup("ippool"))).resources}
+    problems = [line for pool in given for line in _pool_problems(pool, stored, given)]
+    if problems:
+        raise ConfigError("\n".join([*problems, "nothing was applied"]))
+
+
+def _pool_problems(pool: IPPool, stored: Mapping[str, IPPool], given: Sequence[IPPool]) -> Iterator[str]:
+    name, spec = pool.metadata.name, pool.spec
+    before = stored.get(name)
+    if before and (before.spec.cidr, before.spec.block_size) != (spec.cidr, spec.block_size):
+        yield (
+            f"IPPool {name}: cidr and blockSize ({before.spec.cidr}, /{before.spec.block_size}) cannot be changed to "
+            f"{spec.cidr}, /{spec.block_size}: addresses of it may be in use; make another pool and disable this one"
+        )
+    others = {**stored, **{p.metadata.name: p for p in given}}
+    for other in others.values():
+        if other.metadata.name != name and other.spec.cidr.overlaps(spec.cidr):
+            yield f"IPPool {name}: {spec.cidr} overlaps {other.spec.cidr} of IPPool {other.metadata.name}"
+
+
+def without_effect(resource: Resource) -> list[str]:
+    """Return what this version stores and does not act on, a line each."""
+    what = f"{resource.kind} {resource.metadata.name}"
+    match resource:
+        case Unknown():
+            return [f"{what}: stored; nothing here acts on this kind yet"]
+        case IPPool(spec=spec):
+            fields = {
+                "ipipMode": spec.ipip_mode != "Never",
+                "vxlanMode": spec.vxlan_mode != "Never",
+                "natOutgoing": spec.nat_outgoing,
+                "namespaceSelector": bool(spec.namespace_selector),
+            }
+            return [f"{what}: {name} is stored and has no effect yet" for name, on in fields.items() if on]
+    return []
 
 
 async def create_if_absent(kv: KeyValueStore, resource: Resource) -> bool:

@@ -146,6 +146,17 @@ def test_joining_again_with_a_label_updates_the_node_and_keeps_the_session(fabri
     assert since(fabric) == before
 
 
+def test_joining_again_keeps_what_an_operator_set_on_the_node(fabric: Fabric) -> None:
+    edited = fabric.ask("node1", "get", "node", "node1")
+    edited["metadata"]["annotations"]["example.com/owner"] = "me"
+    edited["metadata"]["labels"] = {"rack": "r9"}
+    edited["spec"]["bgp"]["routeReflectorClusterID"] = "192.0.2.99"
+    assert "configured" in fabric.ctl("node1", "apply", "-f", "-", stdin=json.dumps(edited))
+    before = fabric.revisions()
+    fabric.ctl("node1", *fabric.join_arguments(NODE1))
+    assert fabric.revisions() == before
+
+
 def test_bgp_routes_show_received_best_and_advertised(fabric: Fabric) -> None:
     (mine,), (theirs,) = fabric.blocks("node1"), fabric.blocks("node2")
     received = {path["prefix"]: path for path in fabric.ask("node1", "bgp", "routes", "received")}

@@ -1,7 +1,7 @@
 """What `node join` looks at before it changes anything."""
 
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
@@ -14,6 +14,7 @@ from fabric.ops.check import (
     claim_problems,
     clock_problems,
     default_pool,
+    peer_problems,
     port_problem,
     refuse,
 )
@@ -154,3 +155,20 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     refuse([])
     with pytest.raises(ConfigError, match=r"nothing was changed:\n  - one\n  - two$"):
         refuse(["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("peers", "said"),
+    [(["192.0.2.1"], "is an address of this host"), (["192.0.2.9", "192.0.2.9"], "given more than once")],
+)
+def test_a_peer_is_another_host_and_given_once(peers: list[str], said: str) -> None:
+    own = [on("eth0", "192.0.2.1/24")]
+    with pytest.raises(ConfigError, match=said):
+        peer_problems([ip_address(p) for p in peers], own)
+    peer_problems([ip_address("192.0.2.9")], own)
+
+
+@pytest.mark.parametrize("wanted", ["127.0.0.1", "fe80::1"])
+def test_an_address_that_no_other_host_can_reach_is_not_the_nodes(wanted: str) -> None:
+    with pytest.raises(ConfigError, match="no other host can reach it; nothing was changed"):
+        choose_address(wanted, [on("lo", f"{wanted}/64" if ":" in wanted else f"{wanted}/8")])

@@ -7,9 +7,18 @@ import pytest
 
 from fabric.errors import ConfigError, Conflict, NotFound, StoreError
 from fabric.model import kinds
-from fabric.model.base import Metadata, Resource
+from fabric.model.base import Metadata, Resource, Unknown
 from fabric.model.ippool import IPPool
-from fabric.ops.resources import ATTEMPTS, apply, create_if_absent, get, key_of, listing
+from fabric.ops.resources import (
+    ATTEMPTS,
+    apply,
+    create_if_absent,
+    get,
+    key_of,
+    listing,
+    refuse_pools,
+    without_effect,
+)
 from fabric.store.kv import Guard, Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put
@@ -167,3 +176,36 @@ async def test_without_etcd_the_error_is_etcds() -> None:
     kv.down = True
     with pytest.raises(StoreError, match="etcd is down"):
         await apply(kv, POOL)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            pool("10.1.0.0/24"),
+            r"IPPool pool: cidr and blockSize \(10\.0\.0\.0/24, /26\) cannot be changed to 10\.1",
+        ),
+        (pool("10.0.0.0/24", blockSize=28), "cannot be changed"),
+        (
+            pool("10.0.0.0/16", "other"),
+            r"IPPool other: 10\.0\.0\.0/16 overlaps 10\.0\.0\.0/24 of IPPool pool",
+        ),
+    ],
+)
+async def test_a_pool_neither_moves_under_its_addresses_nor_overlaps(given: IPPool, said: str) -> None:
+    kv = FakeEtcd()
+    await apply(kv, POOL)
+    with pytest.raises(ConfigError, match=f"{said}.*(.|\n)*nothing was applied"):
+        await refuse_pools(kv, [given])
+    await refuse_pools(kv, [POOL, pool("10.9.0.0/24", "elsewhere"), pool("fd00::/112", "v6")])
+
+
+def test_what_is_stored_without_effect_is_said() -> None:
+    nat = pool("10.0.0.0/24", natOutgoing=True, vxlanMode="Always")
+    assert [line.partition(": ")[2] for line in without_effect(nat)] == [
+        "vxlanMode is stored and has no effect yet",
+        "natOutgoing is stored and has no effect yet",
+    ]
+    assert without_effect(POOL) == []
+    policy = Unknown(kind="GlobalNetworkPolicy", metadata=Metadata(name="deny"))
+    assert without_effect(policy) == ["GlobalNetworkPolicy deny: stored; nothing here acts on this kind yet"]
