@@ -62,7 +62,8 @@ class SessionSpec:
     """One session this node should have: enough to configure a speaker.
 
     `source` is the local address of the TCP session and the next hop of what is announced on it.
-    `hold_time` and `restart_time` are seconds (RFC 4271 §4.2, RFC 4724 §3).
+    `port` is the peer's; our own is always 179. `hold_time` and `restart_time` are seconds
+    (RFC 4271 §4.2, RFC 4724 §3).
     """
 
     peer: Address

@@ -5,13 +5,14 @@ The agent's alone: it reads Calico's kinds, which the speaker must not import.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 from typing import TypeAlias
 
 from bgp.rib import Address, SessionSpec
-from fabric.model.bgp import BGPConfiguration, BGPPeer
+from fabric.model.bgp import BGPConfiguration, BGPPeer, BGPPeerSpec
 from fabric.model.node import Node
 from policy import selector
 
@@ -19,6 +20,12 @@ Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 DEFAULT_AS = 64512  # Calico's, for nodes and clusters that name none
 DEFAULT_PORT = 179
+# Fields of a BGPPeer that are read, kept, and change nothing yet.
+WITHOUT_EFFECT = (
+    *("filters", "ttl_security", "local_as_number", "num_allowed_local_as_numbers", "source_address"),
+    *("max_restart_time", "keepalive_time", "peer_selector", "next_hop_mode", "reachable_by"),
+    *("keep_original_next_hop", "local_workload_selector", "reverse_peering"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,28 @@ def sessions(me: Local, peers: Iterable[BGPPeer]) -> frozenset[SessionSpec]:
 
     An address given twice is one session, whatever the ports, since everything that follows knows a peer
     by its address; the resource whose name sorts first gives the settings.
+
+    A peer with a password gets none: the session would come up without what was to protect it.
     """
     found: dict[Address, SessionSpec] = {}
     for peer in sorted(peers, key=lambda p: p.metadata.name):
         if selects(peer, me) and (spec := _session(peer, me)):
             found.setdefault(spec.peer, spec)
     return frozenset(found.values())
+
+
+def problems(me: Local, peers: Iterable[BGPPeer]) -> dict[str, str]:
+    """Return, by name, what this node does not do of what the peers that select it ask for."""
+    found = {peer.metadata.name: _problem(peer.spec) for peer in peers if selects(peer, me)}
+    return {name: why for name, why in found.items() if why}
+
+
+def _problem(spec: BGPPeerSpec) -> str:
+    if spec.password is not None:
+        return "password is not supported yet: no session"
+    fields = type(spec).model_fields
+    ignored = [fields[name].alias for name in WITHOUT_EFFECT if getattr(spec, name)]
+    return "; ".join(f"{name} has no effect yet" for name in ignored)
 
 
 def selects(peer: BGPPeer, me: Local) -> bool:
@@ -71,7 +94,7 @@ def selects(peer: BGPPeer, me: Local) -> bool:
 
 
 def _session(peer: BGPPeer, me: Local) -> SessionSpec | None:
-    if not peer.spec.peer_ip or peer.spec.as_number is None:
+    if not peer.spec.peer_ip or peer.spec.as_number is None or peer.spec.password is not None:
         return None
     address, port = parse_peer_ip(peer.spec.peer_ip)
     source = source_for(address, me)
@@ -82,9 +105,16 @@ def _session(peer: BGPPeer, me: Local) -> SessionSpec | None:
         peer_as=peer.spec.as_number,
         source=source,
         local_as=me.as_number,
-        router_id=me.ipv4 or IPv4Address(int(me.ipv6 or 0) & 0xFFFFFFFF),
+        router_id=me.ipv4 or _hashed_id(me.name),
         port=port,
     )
+
+
+def _hashed_id(name: str) -> IPv4Address:
+    """Return the router id of a node without an IPv4 address: never zero, as Calico's `hash` makes it."""
+    octets = hashlib.sha256(name.encode()).digest()[:4]
+    first = octets[0] if octets[0] < 224 else octets[0] - 32  # some routers refuse a multicast one
+    return IPv4Address(int.from_bytes([first, *octets[1:]]) or 1)
 
 
 def source_for(peer: Address, me: Local) -> Address | None:
@@ -107,8 +137,10 @@ def parse_peer_ip(text: str) -> tuple[Address, int]:
     """Split Calico's `peerIP`, `ADDRESS`, `A.B.C.D:PORT` or `[V6]:PORT`, into address and port.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or an address with a scope id.
     """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope id")
     if text.startswith("["):
         host, _, port = text[1:].partition("]:")
     elif text.count(":") == 1:

@@ -85,8 +85,3 @@ class DataplaneError(FabricError):
         self.what, self.code, self.hint = what, code, hint
         reason = f"{os.strerror(code)} [{errno.errorcode.get(code, code)}]"
         super().__init__("; ".join(filter(None, [f"{what}: {reason}", hint])))
-
-    @property
-    def transient(self) -> bool:
-        """The same operation may succeed later with the same input."""
-        return self.code in {errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENETDOWN, errno.ENOBUFS}

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any, TypeAlias
 
-from bgp.rib import Address, Announcement, Origin, Path, SessionSpec, SessionState, SessionStatus
+from bgp.rib import Address, Announcement, Origin, Path, Prefix, SessionSpec, SessionState, SessionStatus
 from bgp.speaker.seam import Event, SessionChanged, SessionGone, Snapshot, Update, Wanted
 from fabric.errors import SpeakerError
 
 Message: TypeAlias = Event | Wanted
 Json: TypeAlias = Mapping[str, Any]  # what json.loads gives; every field is converted where it is read
+NUMBERS = ("peer_as", "local_as", "port", "hold_time", "restart_time")  # of a SessionSpec
 
 
 def encode(message: Message) -> bytes:
@@ -66,15 +67,31 @@ def _from_json(raw: Json) -> Message:
         case "snapshot":
             return _read_snapshot(raw)
         case "session":
-            return SessionChanged(ip_address(raw["peer"]), _read_status(raw["status"]))
+            return SessionChanged(_address(raw["peer"]), _read_status(raw["status"]))
         case "gone":
-            return SessionGone(ip_address(raw["peer"]))
+            return SessionGone(_address(raw["peer"]))
         case "update":
-            peer = ip_address(raw["peer"])
+            peer = _address(raw["peer"])
             paths = tuple(_read_path(peer, path) for path in raw["paths"])
-            return Update(peer, paths, tuple(ip_network(prefix) for prefix in raw["withdrawn"]))
+            return Update(peer, paths, tuple(map(_prefix, raw["withdrawn"])))
         case other:
             raise ValueError(f"unknown type {other!r}")
+
+
+def _address(text: str) -> Address:
+    return ip_address(_checked(text))
+
+
+def _prefix(text: str) -> Prefix:
+    return ip_network(_checked(text))
+
+
+def _checked(text: str) -> str:
+    # `ipaddress` takes numbers, and any text after "%" for a scope id, which would reach ExaBGP's
+    # configuration and commands as it is.
+    if not isinstance(text, str) or "%" in text:
+        raise ValueError(f"{text!r} is not an address or prefix")
+    return text
 
 
 def _by_key(items: Mapping[Address, Any]) -> list[tuple[Address, Any]]:
@@ -97,8 +114,8 @@ def _wanted(wanted: Wanted) -> dict[str, Any]:
 
 def _read_wanted(raw: Json) -> Wanted:
     announce = {
-        ip_address(peer): frozenset(
-            Announcement(ip_network(prefix), ip_address(next_hop) if next_hop else None)
+        _address(peer): frozenset(
+            Announcement(_prefix(prefix), _address(next_hop) if next_hop else None)
             for prefix, next_hop in announcements
         )
         for peer, announcements in raw["announce"].items()
@@ -107,9 +124,9 @@ def _read_wanted(raw: Json) -> Wanted:
 
 
 def _read_snapshot(raw: Json) -> Snapshot:
-    rib = {ip_address(peer): paths for peer, paths in raw["adj_rib_in"].items()}
+    rib = {_address(peer): paths for peer, paths in raw["adj_rib_in"].items()}
     return Snapshot(
-        sessions={ip_address(peer): _read_status(status) for peer, status in raw["sessions"].items()},
+        sessions={_address(peer): _read_status(status) for peer, status in raw["sessions"].items()},
         adj_rib_in={peer: frozenset(_read_path(peer, path) for path in paths) for peer, paths in rib.items()},
         wanted=_read_wanted(raw["wanted"]),
     )
@@ -130,12 +147,19 @@ def _spec(spec: SessionSpec) -> dict[str, Any]:
 
 
 def _read_spec(raw: Json) -> SessionSpec:
-    addresses = {
-        "peer": ip_address(raw["peer"]),
-        "source": ip_address(raw["source"]),
-        "router_id": IPv4Address(raw["router_id"]),
-    }
-    return SessionSpec(**{**raw, **addresses})
+    return SessionSpec(
+        peer=_address(raw["peer"]),
+        source=_address(raw["source"]),
+        router_id=IPv4Address(_checked(raw["router_id"])),
+        passive=bool(raw["passive"]),
+        **{name: _number(raw[name]) for name in NUMBERS},
+    )
+
+
+def _number(value: int) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a number")
+    return value
 
 
 def _status(status: SessionStatus) -> list[Any]:
@@ -170,8 +194,8 @@ def _path(path: Path) -> list[Any]:
 def _read_path(peer: Address, raw: list[Any]) -> Path:
     prefix, next_hop, origin, as_path, as_sets, med, local_pref, communities, originator, clusters = raw
     return Path(
-        prefix=ip_network(prefix),
-        next_hop=ip_address(next_hop),
+        prefix=_prefix(prefix),
+        next_hop=_address(next_hop),
         peer=peer,
         origin=Origin(origin),
         as_path=tuple(as_path),

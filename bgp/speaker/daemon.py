@@ -27,10 +27,11 @@ from bgp.rib import Address, SessionSpec
 from bgp.speaker.client import LINE_LIMIT
 from bgp.speaker.codec import decode, encode
 from bgp.speaker.exabgp import START_SECONDS, Exabgp, end
+from bgp.speaker.exabgp_config import PORT
 from bgp.speaker.exabgp_wire import Heard
-from bgp.speaker.seam import SessionChanged, Wanted
+from bgp.speaker.seam import SessionChanged, SessionGone, Wanted
 from bgp.speaker.tables import Effects, Tables
-from fabric.errors import ConfigError, SpeakerError, Taken
+from fabric.errors import SpeakerError, Taken
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class Daemon:
         self._tables = Tables()
         self._agents: set[asyncio.StreamWriter] = set()
         self._exabgp: Exabgp | None = None
+        self._running: frozenset[SessionSpec] = frozenset()  # what an ExaBGP may have now
+        self._sound: frozenset[SessionSpec] = frozenset()  # the last set without faults
+        self._faults: dict[SessionSpec, str] = {}  # of wanted sessions, why ExaBGP does not take them
         self._rewanted = asyncio.Event()  # the set of sessions may have changed
         self._stirred = asyncio.Event()  # ExaBGP said something
         self._pumps: asyncio.Queue[tuple[int, asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -101,7 +105,14 @@ class Daemon:
         self._effect(self._tables.want(wanted, time.time()))
         if before is None or before.sessions != wanted.sessions:
             log.info("%d sessions wanted", len(wanted.sessions))
+            self._faults = {spec: why for spec, why in self._faults.items() if spec in wanted.sessions}
+            self._runs(self._running)
             self._rewanted.set()
+
+    def _runs(self, sessions: frozenset[SessionSpec]) -> None:
+        """Note that ExaBGP has no session left but `sessions`."""
+        self._running = sessions
+        self._effect(self._tables.gone(sessions))
 
     async def _on_pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         greeting = await reader.readline()
@@ -119,6 +130,8 @@ class Daemon:
             if isinstance(event, SessionChanged):
                 note = "synced" if event.status.synced else event.status.reason
                 log.info("session %s: %s %s", event.peer, event.status.state, note)
+            elif isinstance(event, SessionGone):
+                log.info("session %s: gone", event.peer)
         if events and self._agents:
             self._tell(b"".join(map(encode, events)))
 
@@ -141,22 +154,26 @@ class Daemon:
     async def _supervise(self) -> None:
         backoff = BACKOFF_FIRST
         while True:
-            sessions = await self._startable()
+            exabgp = Exabgp(self._run_dir, self._run_dir / PUMP_SOCKET, self._hear)
+            sessions = await self._startable(exabgp)
             started = time.monotonic()
-            reason = await self._run(sessions)
+            reason = await self._run(exabgp, sessions)
             self._effect(self._tables.daemon_lost(reason, time.time()))
+            self._runs(frozenset())
             if time.monotonic() - started > BACKOFF_MOST:
                 backoff = BACKOFF_FIRST
             # The first restart is near immediate: the peers' restart time is running.
             await asyncio.sleep(backoff * random.uniform(0.5, 1))  # noqa: S311  (jitter, not a secret)
             backoff = min(2 * backoff, BACKOFF_MOST)
 
-    async def _startable(self) -> frozenset[SessionSpec]:
+    async def _startable(self, exabgp: Exabgp) -> frozenset[SessionSpec]:
         """Wait until there is a session that can be configured."""
-        while not (sessions := self._configurable(frozenset())):
-            await self._recheck()
-        self._rewanted.clear()
-        return sessions
+        while True:
+            sessions = self._configurable(frozenset())
+            if not sessions:
+                await self._recheck()
+            elif await self._taken(exabgp, sessions):
+                return sessions
 
     async def _recheck(self) -> None:
         """Return when the wanted sessions changed, or when it is time to look at left-out ones again."""
@@ -171,17 +188,29 @@ class Daemon:
     def _configurable(self, running: frozenset[SessionSpec]) -> frozenset[SessionSpec]:
         """The wanted sessions less those that would keep ExaBGP from starting, whose status says why."""
         wanted = self._tables.wanted or Wanted()
-        bound = {(spec.source, spec.port) for spec in running}
+        bound = {spec.source for spec in running}
         refused: dict[Address, str] = {}
         for spec in wanted.sessions:
-            if (spec.source, spec.port) not in bound and (reason := _cannot_listen(spec)):
+            if reason := self._faults.get(spec) or (spec.source not in bound and _cannot_listen(spec.source)):
                 refused[spec.peer] = reason
         self._effect(self._tables.refuse(refused, time.time()))
         return frozenset(spec for spec in wanted.sessions if spec.peer not in refused)
 
-    async def _run(self, sessions: frozenset[SessionSpec]) -> str:
+    async def _taken(self, exabgp: Exabgp, sessions: frozenset[SessionSpec]) -> bool:
+        """Whether ExaBGP takes `sessions`; those it does not take are not configurable from now on."""
+        if sessions and sessions != self._sound:
+            faults = await exabgp.faults(sessions)
+            for spec, why in faults.items():
+                log.error("session %s is left out: %s", spec.peer, why)
+            self._faults |= faults
+            if faults:
+                return False
+            self._sound = sessions
+        return True
+
+    async def _run(self, exabgp: Exabgp, sessions: frozenset[SessionSpec]) -> str:
         """Run ExaBGP from start to end; return why it ended, for the sessions' status."""
-        exabgp = Exabgp(self._run_dir, self._run_dir / PUMP_SOCKET, self._hear)
+        self._running = sessions
         process = await exabgp.start(sessions)
         log.info("ExaBGP started, pid %d, %d sessions", process.pid, len(sessions))
         try:
@@ -230,13 +259,19 @@ class Daemon:
     async def _follow(self, exabgp: Exabgp) -> None:
         """Keep ExaBGP's sessions equal to the wanted ones; return once none is."""
         while True:
-            target = self._configurable(exabgp.sessions)
-            if target != exabgp.sessions:
+            target = self._target(exabgp)
+            if target == exabgp.sessions:
+                await self._recheck()
+            elif await self._taken(exabgp, target):
                 await self._withdrawn()
+                if self._target(exabgp) != target:
+                    continue  # wanted otherwise meanwhile
                 if not target:
                     return
                 await self._reload(exabgp, target)
-            await self._recheck()
+
+    def _target(self, exabgp: Exabgp) -> frozenset[SessionSpec]:
+        return self._configurable(exabgp.sessions) - self._tables.renewed(exabgp.sessions)
 
     async def _withdrawn(self) -> None:
         """Wait until what removed sessions had announced is withdrawn; not for ever."""
@@ -249,31 +284,26 @@ class Daemon:
             log.warning("withdrawals to %s were not confirmed", sorted(map(str, self._tables.leaving)))
 
     async def _reload(self, exabgp: Exabgp, target: frozenset[SessionSpec]) -> None:
+        self._running |= target
         self._effect(self._tables.in_force(target, time.time()))
-        before = exabgp.sessions
-        try:
-            await exabgp.reload(target)
-        except ConfigError as err:
-            self._effect(self._tables.in_force(before, time.time()))
-            self._effect(self._tables.refuse({spec.peer: str(err) for spec in target - before}, time.time()))
-            log.error("%s", err)
-        else:
-            log.info("ExaBGP reloaded, %d sessions", len(target))
+        await exabgp.reload(target)
+        log.info("ExaBGP reloaded, %d sessions", len(target))
+        self._runs(target)
 
 
 async def _exited(process: asyncio.subprocess.Process) -> None:
     raise SpeakerError(f"ExaBGP ended with exit status {await process.wait()}")
 
 
-def _cannot_listen(spec: SessionSpec) -> str:
-    """Why ExaBGP could not bind for `spec`, or "". It exits on that at start, with every session."""
-    family = socket.AF_INET if spec.source.version == 4 else socket.AF_INET6
+def _cannot_listen(source: Address) -> str:
+    """Why ExaBGP could not bind to `source`, or "". It exits on that at start, with every session."""
+    family = socket.AF_INET if source.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((str(spec.source), spec.port))
+            probe.bind((str(source), PORT))
         except OSError as err:
-            what = f"cannot listen on {spec.source} port {spec.port}"
+            what = f"cannot listen on {source} port {PORT}"
             return f"{what}: {os.strerror(err.errno or 0)} [{errno.errorcode.get(err.errno or 0, '?')}]"
     return ""
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from bgp.rib import SessionSpec
+from bgp.rib import Address, SessionSpec
 from bgp.speaker import exabgp_config, exabgp_wire
-from bgp.speaker.exabgp_wire import Command, Heard, Neighbor, Neighbors, Refused
-from fabric.errors import ConfigError, SpeakerError
+from bgp.speaker.exabgp_wire import Command, Heard, Neighbor, Neighbors, Refused, Unreadable
+from fabric.errors import SpeakerError
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,13 @@ class Exabgp:
         self._writer: asyncio.StreamWriter | None = None
         self._shown: asyncio.Queue[Neighbors] = asyncio.Queue()
         self._unanswered = 0
+        self._misread: set[tuple[Address | None, str]] = set()
 
     async def start(self, sessions: frozenset[SessionSpec]) -> asyncio.subprocess.Process:
-        """Write the configuration and spawn; the pump then connects to its socket by itself."""
+        """Write the configuration and spawn; the pump then connects to its socket by itself.
+
+        ExaBGP exits on a configuration with `faults`, and with it every session.
+        """
         self.sessions = sessions
         _write(self._config, self._render(sessions))
         self._process = await self._spawn("server", self._config)
@@ -62,7 +66,9 @@ class Exabgp:
         while data := await reader.read(1 << 18):
             self._unanswered = 0
             *lines, rest = (rest + data).split(b"\n")
-            heard = [message for line in lines if (message := exabgp_wire.parse(line.decode())) is not None]
+            heard = [
+                message for line in lines if (message := exabgp_wire.parse(line.decode(errors="replace")))
+            ]
             for message in heard:
                 self._note(message)
             self._hear(heard)
@@ -75,6 +81,10 @@ class Exabgp:
         elif isinstance(message, Refused):
             # Harmless where a session ended while its End-of-RIB was on the way; else a bug of ours.
             log.warning("ExaBGP refused a command")
+        elif isinstance(message, Unreadable) and (message.peer, message.kind) not in self._misread:
+            self._misread.add((message.peer, message.kind))
+            state = f"{len(message.withdrawn)} prefixes in it count as withdrawn"
+            log.error("peer %s: cannot read what ExaBGP says: %s; %s", message.peer, message.why, state)
 
     async def watch(self) -> None:
         """Raise SpeakerError once ExaBGP has answered nothing for STALL_TICKS pings."""
@@ -97,18 +107,14 @@ class Exabgp:
     async def reload(self, sessions: frozenset[SessionSpec]) -> None:
         """Make ExaBGP run exactly `sessions`; those it runs already are not touched.
 
-        One failed reload wedges all later ones, so the file is validated before it is put in place.
-        `done` comes before the outcome and a reload is silently lost while routes are waiting to be
-        sent, so it is repeated until `show neighbor` agrees.
+        One failed reload wedges all later ones: ask for `faults` first. `done` comes before the outcome
+        and a reload is silently lost while routes are waiting to be sent, so it is repeated until
+        `show neighbor` agrees.
 
         Raises:
-            ConfigError: ExaBGP refused the file; the old one is in force.
             SpeakerError: it took the file and does not show it; only a restart cures that.
         """
-        new = self._config.with_suffix(".new")
-        _write(new, self._render(sessions))
-        await self._validate(new)
-        new.replace(self._config)
+        _write(self._config, self._render(sessions))
         before, self.sessions = _shown(self.sessions), sessions
         # What `show neighbor` cannot show may have changed alone: then one answer proves nothing.
         rounds = 2 if before == _shown(sessions) else 1
@@ -131,15 +137,26 @@ class Exabgp:
         self._say(exabgp_wire.SHOW)
         return (await self._shown.get()).sessions
 
-    async def _validate(self, path: Path) -> None:
+    async def faults(self, sessions: frozenset[SessionSpec]) -> dict[SessionSpec, str]:
+        """Return those of `sessions` that ExaBGP would not take, with its reasons: {} if it takes them all."""
+        if not (whole := await self._validate(sessions)):
+            return {}
+        alone = {spec: await self._validate([spec]) for spec in sessions}
+        return {spec: why for spec, why in alone.items() if why} or dict.fromkeys(sessions, whole)
+
+    async def _validate(self, sessions: Iterable[SessionSpec]) -> str:
+        path = self._config.with_suffix(".new")
+        _write(path, self._render(sessions))
         process = await self._spawn("validate", path, output=asyncio.subprocess.PIPE)
         try:
             out, _ = await process.communicate()
         finally:
             await end(process)
-        if process.returncode:
-            said = out.decode(errors="replace").strip()[-400:]
-            raise ConfigError(f"exabgp validate {path}: {said}; the sessions stay as they were")
+            path.unlink()
+        if (process.returncode or 0) <= 0:  # a signal says nothing about the file
+            return ""
+        said = out.decode(errors="replace").split("\n\n")[-1].strip()
+        return f"ExaBGP refuses its configuration: {said}"
 
     async def _spawn(self, verb: str, path: Path, output: int | None = None) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -151,7 +168,7 @@ class Exabgp:
             env={**os.environ, **exabgp_config.ENVIRONMENT},
         )
 
-    def _render(self, sessions: frozenset[SessionSpec]) -> str:
+    def _render(self, sessions: Iterable[SessionSpec]) -> str:
         pump = Path(__file__).with_name("pump.py")
         return exabgp_config.render(sessions, f"{sys.executable} -I -S {pump} {self._pump_socket}")
 

@@ -18,6 +18,8 @@ from types import MappingProxyType
 
 from bgp.rib import SessionSpec
 
+PORT = 179  # ours, whichever port the peer listens on
+
 # A child that died means no events: end and be restarted rather than run deaf. ERR would crash 5.x.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
@@ -48,7 +50,7 @@ neighbor {spec.peer} {{
   local-as {spec.local_as};
   peer-as {spec.peer_as};
   hold-time {spec.hold_time};
-  listen {spec.port};
+  listen {PORT};
   connect {spec.port};
   passive {str(spec.passive).lower()};
   manual-eor true;

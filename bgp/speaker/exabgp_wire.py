@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address, ip_network
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, TypeAlias
 
 from bgp.rib import Address, Announcement, Origin, Path, Prefix
@@ -122,7 +123,22 @@ class Refused:
     """ExaBGP answered `error`; it does not say to what."""
 
 
-Heard: TypeAlias = Opened | Up | Down | Received | EndOfRib | Neighbors | Refused
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A line that could not be read: `kind` is one of a few, `why` has the details.
+
+    The prefixes that it names are to be taken as withdrawn (RFC 7606 §2), where its peer can be told.
+    """
+
+    kind: str
+    why: str
+    peer: Address | None = None
+    withdrawn: tuple[Prefix, ...] = ()
+
+
+Heard: TypeAlias = Opened | Up | Down | Received | EndOfRib | Neighbors | Refused | Unreadable
+# What reading JSON of another shape than expected can raise.
+_MISREAD = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +166,48 @@ RELOAD = "reload"
 
 
 def parse(line: str) -> Heard | None:
-    """Return what `line` says, or None where nothing follows from it (acks, keepalives, banners)."""
+    """Return what `line` says, or None where nothing follows from it (acks, keepalives, banners).
+
+    Never raises: a peer decides on much of what is in a line, and must not end the speaker.
+    """
+    try:
+        return _parse(line)
+    except _MISREAD as err:
+        return _unreadable(line, err)
+
+
+def _unreadable(line: str, err: Exception) -> Unreadable:
+    why = f"{err!r} in {line[:400]!r}"
+    try:
+        raw = json.loads(line)
+        kind = f"{raw['type']}: {type(err).__name__}"
+        neighbor = raw["neighbor"]
+        peer = ip_address(neighbor["address"]["peer"])
+    except _MISREAD:
+        return Unreadable(f"line: {type(err).__name__}", why)
+    received = raw["type"] == "update" and neighbor.get("direction") == "receive"
+    return Unreadable(kind, why, peer, tuple(_named(neighbor, peer.version)) if received else ())
+
+
+def _named(neighbor: Mapping[str, Any], version: int) -> Iterator[Prefix]:
+    """Yield every prefix of `version` that an UPDATE announces or withdraws, where it can be told."""
+    family = f"ipv{version} unicast"
+    try:
+        update = neighbor["message"]["update"]
+        announced = update.get("announce", {}).get(family, {}).values()
+        for nlri in [*chain.from_iterable(announced), *update.get("withdraw", {}).get(family, ())]:
+            with suppress(*_MISREAD):
+                yield _prefix(nlri["nlri"])
+    except _MISREAD:
+        return
+
+
+def _prefix(text: str) -> Prefix:
+    # The bits behind the length are irrelevant (RFC 4271 §4.3).
+    return ip_network(text, strict=False)
+
+
+def _parse(line: str) -> Heard | None:
     if line.startswith("["):
         return Neighbors(frozenset(map(_neighbor, json.loads(line))))
     if not line.startswith("{"):
@@ -202,11 +259,11 @@ def _update(peer: Address, message: Mapping[str, Any], *, received: bool) -> Hea
     family = f"ipv{peer.version} unicast"
     attributes = _attributes(update.get("attribute", {}))
     paths = tuple(
-        Path(prefix=ip_network(nlri["nlri"]), next_hop=ip_address(next_hop), peer=peer, **attributes)
+        Path(prefix=_prefix(nlri["nlri"]), next_hop=ip_address(next_hop), peer=peer, **attributes)
         for next_hop, nlris in update.get("announce", {}).get(family, {}).items()
         for nlri in nlris
     )
-    withdrawn = tuple(ip_network(nlri["nlri"]) for nlri in update.get("withdraw", {}).get(family, ()))
+    withdrawn = tuple(_prefix(nlri["nlri"]) for nlri in update.get("withdraw", {}).get(family, ()))
     return Received(peer, paths, withdrawn)
 
 

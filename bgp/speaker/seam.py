@@ -48,7 +48,10 @@ class SessionChanged:
 
 @dataclass(frozen=True, slots=True)
 class SessionGone:
-    """The session was removed from the configuration; its adj-RIB-in went with it."""
+    """A session no longer wanted is gone from the BGP daemon; its adj-RIB-in went with it.
+
+    What was announced on it has been withdrawn before, unless the peer took nothing for half a minute.
+    """
 
     peer: Address
 

@@ -29,6 +29,7 @@ from bgp.speaker.exabgp_wire import (
     Opened,
     Received,
     SendEndOfRib,
+    Unreadable,
     Up,
     Withdraw,
 )
@@ -39,6 +40,7 @@ STARTING = "waiting for the BGP daemon"
 # 10,000 paths with distinct attributes take 3 s.
 WITHOUT_EOR_SECONDS = 10.0
 Delta: TypeAlias = SessionChanged | SessionGone | Update
+OfPeer: TypeAlias = Opened | Up | Down | Received | EndOfRib
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Session:
     graceful: bool = False  # the last OPEN had our family in its graceful-restart capability
     forwarding_lost: bool = False  # the last OPEN said: restarted, and forwarding did not survive it
     peer_lost: bool = False  # the stale paths are stale because the peer's connection was lost
+    going: bool = False  # no longer wanted; agents are told that it is gone once it is
     in_force: bool = False  # ExaBGP has this very spec; what it says of an older one is not about us
     why: tuple[int, int] | None = None  # the code of the NOTIFICATION in status.reason
 
@@ -108,14 +111,18 @@ class Tables:
         )
 
     def want(self, wanted: Wanted, now: float) -> Effects:
-        """Take the whole desired state; sessions that stay as they are only get the difference."""
+        """Take the whole desired state; sessions that stay as they are only get the difference.
+
+        One that is no longer wanted goes on with nothing to announce, until `gone` says otherwise: so it
+        may be wanted again meanwhile, and nothing is lost.
+        """
         effects = Effects()
         self.wanted = wanted
         specs = {spec.peer: spec for spec in wanted.sessions}
-        for peer in [peer for peer in self.sessions if peer not in specs]:
-            self._leave(self.sessions.pop(peer), effects)
-            effects.paths.pop(peer, None)
-            effects.deltas.append(SessionGone(peer))
+        for peer, session in self.sessions.items():
+            if peer not in specs and not session.going:
+                self._withdraw(session, effects)
+                session.going = True
         for peer, spec in specs.items():
             self._want_session(spec, _outgoing(wanted, peer), effects, now)
         return effects
@@ -126,24 +133,42 @@ class Tables:
         session = self.sessions.get(spec.peer)
         if session is None or session.spec != spec:
             if session is not None:
-                self._leave(session, effects)
+                self._withdraw(session, effects)
+                self._drop(session, list(session.paths), effects)
             session = Session(spec, SessionStatus(SessionState.CONNECT, now, STARTING), announce)
             self.sessions[spec.peer] = session
             effects.deltas.append(SessionChanged(spec.peer, session.status))
-        elif session.announce != announce:
+            return
+        session.going = False
+        if session.announce != announce:
             before, session.announce = session.announce, announce
             if session.up:
                 effects.commands += _difference(spec.peer, before, announce)
 
-    def _leave(self, session: Session, effects: Effects) -> None:
+    def _withdraw(self, session: Session, effects: Effects) -> None:
         # ExaBGP sends no Cease when a session is removed, so a peer with graceful restart would hold
         # what we announced: withdraw it first, and know by the End-of-RIB behind it that it has left.
         peer = session.spec.peer
-        if session.up and session.in_force:
+        if session.up and session.in_force and not session.going:
             effects.commands += _difference(peer, session.announce, frozenset())
             effects.commands.append(SendEndOfRib(peer))
-            self.leaving[peer] = session.eors_due + 1
-        self._drop(session, list(session.paths), effects)
+            session.eors_due += 1
+            self.leaving[peer] = session.eors_due
+        session.announce = frozenset()
+
+    def gone(self, remaining: Iterable[SessionSpec]) -> Effects:
+        """ExaBGP has no session left but `remaining`: tell which of the unwanted ones are gone."""
+        effects = Effects()
+        left = {spec.peer for spec in remaining}
+        for peer in [peer for peer, session in self.sessions.items() if session.going and peer not in left]:
+            del self.sessions[peer]
+            effects.deltas.append(SessionGone(peer))
+        return effects
+
+    def renewed(self, running: Iterable[SessionSpec]) -> frozenset[SessionSpec]:
+        """Those of `running` that began anew here: ExaBGP, which has them up, must drop them first."""
+        anew = {session.spec for session in self.sessions.values() if not session.in_force}
+        return frozenset(running) & anew
 
     def in_force(self, specs: Iterable[SessionSpec], now: float) -> Effects:
         """ExaBGP has been given exactly `specs`; what it says of other sessions is ignored."""
@@ -169,11 +194,14 @@ class Tables:
         """Take what ExaBGP said, in order."""
         effects = Effects()
         for message in heard:
-            if isinstance(message, Opened | Up | Down | Received | EndOfRib):
-                self._take(message, effects, now)
+            match message:
+                case Unreadable(peer=peer, withdrawn=withdrawn) if peer is not None:
+                    self._take(Received(peer, (), withdrawn), effects, now)
+                case Opened() | Up() | Down() | Received() | EndOfRib():
+                    self._take(message, effects, now)
         return effects
 
-    def _take(self, message: Opened | Up | Down | Received | EndOfRib, effects: Effects, now: float) -> None:
+    def _take(self, message: OfPeer, effects: Effects, now: float) -> None:
         self._follow_leaving(message)
         session = self.sessions.get(message.peer)
         if session is None or not session.in_force:
@@ -193,7 +221,7 @@ class Tables:
                 else:
                     self._whole(session, effects, now)
 
-    def _follow_leaving(self, message: Opened | Up | Down | Received | EndOfRib) -> None:
+    def _follow_leaving(self, message: OfPeer) -> None:
         match message:
             case Down(peer):
                 self.leaving.pop(peer, None)

@@ -186,7 +186,10 @@ def _print_status(answer: dict[str, Any]) -> None:
     _print_sessions(answer["sessions"])
     print()
     output.table(["BLOCK", "HELD", "SIZE"], [(b["prefix"], b["held"], b["size"]) for b in answer["blocks"]])
-    for title, lines in (("refused by the kernel", answer["refused"]), ("without effect or not readable", answer["problems"])):
+    for title, lines in (
+        ("refused by the kernel", answer["refused"]),
+        ("without effect or not readable", answer["problems"]),
+    ):
         if lines:
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines))

@@ -121,7 +121,7 @@ def _enter(target: int, veth: Veth) -> None:
     try:
         enter(target)
     except OSError as err:
-        hint = "it is not a network namespace, or may not be entered; nothing was changed"
+        hint = "it may not be entered; nothing was changed"
         raise DataplaneError(f"enter {veth.netns}", err.errno or errno.EIO, hint) from err
 
 

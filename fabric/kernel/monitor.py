@@ -1,7 +1,7 @@
-"""Touches the kernel's multicast of changes: says what kind of thing changed, never what it is now.
+"""Touches the kernel's multicast of changes: says that something changed, never what, nor what it is now.
 
 An event only brings the next read-back forward, so nothing is decoded beyond what tells our own echo
-and the noise apart, and a lost event costs a read-back too: `Change.RESYNC`. The caller debounces.
+and the noise apart, and a lost event costs a read-back too. The caller debounces.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import socket
 import struct
 from collections.abc import AsyncIterator
-from enum import Enum
 from types import TracebackType
 from typing import Self
 
@@ -21,16 +20,8 @@ from fabric.plan.routes import FABRIC_PROTO
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # links, neighbours, addresses and routes of both families
 
 
-class Change(Enum):
-    LINK = "link"
-    ADDRESS = "address"
-    ROUTE = "route"
-    NEIGHBOUR = "neighbour"
-    RESYNC = "resync"  # events were lost: anything may have changed
-
-
-# Message types come in groups of four (new, delete, get, set), from RTM_NEWLINK = 16.
-KINDS = {16: Change.LINK, 20: Change.ADDRESS, 24: Change.ROUTE, 28: Change.NEIGHBOUR}
+# Links, addresses, routes, neighbours: message types come in groups of four, from RTM_NEWLINK on.
+KINDS = (16, 20, 24, 28)
 
 
 class Monitor:
@@ -49,43 +40,42 @@ class Monitor:
     ) -> None:
         self._socket.close()
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """Yield each kind once for all the events that were waiting, without end."""
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield once for all the events that were waiting, if any of them matters, without end."""
         while True:
-            seen = await self._first() | self._waiting()
-            for change in sorted(seen, key=lambda change: change.value):
-                yield change
+            first = await self._first()
+            if self._waiting() or first:
+                yield
 
-    async def _first(self) -> set[Change]:
+    async def _first(self) -> bool:
         try:
-            return _kinds(await asyncio.get_running_loop().sock_recv(self._socket, 65536))
+            return _matters(await asyncio.get_running_loop().sock_recv(self._socket, 65536))
         except OSError as err:
             return _lost(err)
 
-    def _waiting(self) -> set[Change]:
+    def _waiting(self) -> bool:
         """Empty the queue: after an overflow the kernel drops all that follows, unsaid, until it is empty."""
-        seen: set[Change] = set()
+        seen = False
         while True:
             try:
-                seen |= _kinds(self._socket.recv(65536))
+                seen |= _matters(self._socket.recv(65536))
             except BlockingIOError:
                 return seen
             except OSError as err:
                 seen |= _lost(err)
 
 
-def _lost(err: OSError) -> set[Change]:
+def _lost(err: OSError) -> bool:
     if err.errno != errno.ENOBUFS:
         raise err
-    return {Change.RESYNC}
+    return True  # events were lost: anything may have changed
 
 
-def _kinds(data: bytes) -> set[Change]:
-    return {
-        KINDS[kind & ~3]
+def _matters(data: bytes) -> bool:
+    return any(
+        kind & ~3 in KINDS and not _is_noise(kind, payload)
         for kind, _flags, _sequence, payload in messages(data)
-        if kind & ~3 in KINDS and not _is_noise(kind, payload)
-    }
+    )
 
 
 def _is_noise(kind: int, payload: bytes) -> bool:

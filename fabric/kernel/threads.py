@@ -78,17 +78,10 @@ def home_and_target(path: str) -> Iterator[tuple[int, int]]:
     """Yield open files of the calling thread's network namespace and of the one at `path`.
 
     Raises:
-        DataplaneError: nothing is there (ENOENT), or it is the host's own namespace (EINVAL).
+        DataplaneError: nothing is there (ENOENT), it is something else, or the host's own namespace (EINVAL).
     """
+    target = _opened(path)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # O_NONBLOCK: a FIFO in the place of a namespace must not hang the attach.
-        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as err:
-        os.close(home)
-        raise DataplaneError(
-            f"network namespace {path}", err.errno or errno.EIO, "the container is gone; nothing was changed"
-        ) from err
     try:
         if os.path.samestat(os.fstat(home), os.fstat(target)):
             hint = "it is the host's own; name the container's; nothing was changed"
@@ -97,3 +90,17 @@ def home_and_target(path: str) -> Iterator[tuple[int, int]]:
     finally:
         os.close(home)
         os.close(target)
+
+
+def _opened(path: str) -> int:
+    what = f"network namespace {path}"
+    try:
+        if is_network_namespace(Path(path)):
+            # O_NONBLOCK: a FIFO that has just taken its place must not hang the attach.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as err:
+        hint = "the container is gone; nothing was changed"
+        raise DataplaneError(what, err.errno or errno.EIO, hint) from err
+    # Such as /proc/PID/fd/N, whose process or descriptor is another one by now.
+    hint = "what is there now is no network namespace, so it was not opened; nothing was changed"
+    raise DataplaneError(what, errno.EINVAL, hint)

@@ -85,6 +85,8 @@ def _peer_ip(text: str) -> str:
     found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})|(.+)", text)
     if not found:
         raise ValueError(rule)
+    if "%" in text:
+        raise ValueError(f'{rule}, and without a scope id ("%")')
     try:
         address = ip_address(found[1] or found[3] or found[5])
     except ValueError:

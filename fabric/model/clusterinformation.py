@@ -1,4 +1,4 @@
-"""What the cluster says of itself, and whether agents may act at all (Calico's ClusterInformation)."""
+"""What the cluster says of itself (Calico's ClusterInformation)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fabric.model.fields import Flag
 
 
 class ClusterInformationSpec(Model):
-    """`datastore_ready` False is the migration lock: agents stand still."""
+    """`datastore_ready` False is Calico's migration lock; it is read and kept, and no agent of ours heeds it."""
 
     cluster_guid: str = Field(default="", alias="clusterGUID")
     cluster_type: str = ""

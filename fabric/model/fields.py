@@ -82,14 +82,23 @@ def _timestamp(value: object) -> datetime:
     raise ValueError(rule)
 
 
+def _unscoped(text: str) -> str:
+    # `ipaddress` takes any text after "%": a scope means another link on each node, and the rest of it
+    # would be read as commands by whatever the address is written into.
+    if "%" in text:
+        raise ValueError('must have no scope id ("%")')
+    return text
+
+
 def _read(kinds: tuple[type, ...], read: Callable[[str], object], rule: str) -> PlainValidator:
     """Accept an object of `kinds`, or text that `read` turns into one; say `rule` otherwise."""
 
     def validate(value: object) -> object:
         if isinstance(value, kinds):
             return value
+        text = _unscoped(value) if isinstance(value, str) else ""
         try:
-            return read(value if isinstance(value, str) else "")
+            return read(text)
         except ValueError:
             raise ValueError(rule) from None
 
@@ -99,11 +108,12 @@ def _read(kinds: tuple[type, ...], read: Callable[[str], object], rule: str) -> 
 def _prefix(value: object) -> Prefix:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
+    text = _unscoped(value) if isinstance(value, str) and "/" in value else ""
     try:
-        network = ip_network(value if isinstance(value, str) and "/" in value else "", strict=False)
+        network = ip_network(text, strict=False)
     except ValueError:
         raise ValueError("must be a prefix, such as 10.0.0.0/16 or fd00::/48") from None
-    if ip_address(str(value).partition("/")[0]) != network.network_address:
+    if ip_address(text.partition("/")[0]) != network.network_address:
         raise ValueError(f"has host bits set; the prefix around it is {network}")
     return network
 
@@ -195,6 +205,7 @@ Mac: TypeAlias = Annotated[
     str, matching(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", "must be a MAC address, such as ee:ee:ee:ee:ee:ee")
 ]
 
+AddressText: TypeAlias = Annotated[str, AfterValidator(_unscoped)]
 IPv4: TypeAlias = Annotated[IPv4Address, _read((IPv4Address,), IPv4Address, "must be an IPv4 address")]
 IPv6: TypeAlias = Annotated[IPv6Address, _read((IPv6Address,), IPv6Address, "must be an IPv6 address")]
 AnyAddress: TypeAlias = Annotated[

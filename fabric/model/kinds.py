@@ -61,18 +61,12 @@ KINDS = (
 )
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
-_BY_PLURAL = {kind.plural: kind for kind in KINDS}
 _BY_WORD = {word: kind for kind in KINDS for word in (kind.name.lower(), kind.plural, *kind.aliases)}
 
 
 def named(kind: str) -> Kind | None:
     """Return the kind spelled exactly so in a resource's `kind` field, or None."""
     return _BY_NAME.get(kind)
-
-
-def by_plural(plural: str) -> Kind | None:
-    """Return the kind whose resources are kept under `plural` in etcd, or None."""
-    return _BY_PLURAL.get(plural)
 
 
 def lookup(word: str) -> Kind:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import ASNumber, IPv4, IPv4WithPrefix, IPv6, IPv6WithPrefix, Mac
+from fabric.model.fields import AddressText, ASNumber, IPv4, IPv4WithPrefix, IPv6, IPv6WithPrefix, Mac
 
 
 class NodeBGP(Model):
@@ -28,13 +28,13 @@ class NodeWireguard(Model):
 class NodeAddress(Model):
     """One more address of the node; with or without a prefix length, so it stays text."""
 
-    address: str
+    address: AddressText
     type: Literal["CalicoNodeIP", "InternalIP", "ExternalIP"] | None = None
 
 
 class NodeInterface(Model):
     name: str = ""
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[AddressText, ...] = ()
 
 
 class OrchRef(Model):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fabric.model.base import ALWAYS, Model, Resource
 from fabric.model.fields import (
+    AddressText,
     AnyAddress,
     AnyPrefix,
     HostPrefix,
@@ -37,7 +38,7 @@ class EndpointPort(Model):
     protocol: Protocol
     port: Annotated[int, Field(strict=True, ge=1, le=65535)]
     host_port: Annotated[Port, ALWAYS] = 0
-    host_ip: Annotated[str, ALWAYS] = Field(default="", alias="hostIP")
+    host_ip: Annotated[AddressText, ALWAYS] = Field(default="", alias="hostIP")
 
 
 class WorkloadEndpointSpec(Model):

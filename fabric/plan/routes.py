@@ -96,7 +96,6 @@ def merge(
     *,
     workloads: Iterable[Route] = (),
     bgp: Iterable[Route] = (),
-    datastore: Iterable[Route] = (),
     blackholes: Iterable[Route] = (),
 ) -> RouteSet:
     """Return one route a prefix: the one of the best class, in the order of the parameters.
@@ -106,7 +105,7 @@ def merge(
     so that the result does not depend on the order in which they were heard.
     """
     chosen: dict[Prefix, Route] = {}
-    for source in (workloads, bgp, datastore, blackholes):
+    for source in (workloads, bgp, blackholes):
         best: dict[Prefix, Route] = {}
         for route in source:
             rival = best.setdefault(route.key.prefix, route)

@@ -73,16 +73,7 @@ class HandleKey:
         return HANDLES + self.id
 
 
-@dataclass(frozen=True, slots=True)
-class IpamConfigKey:
-    """The one key of IPAM's settings."""
-
-    @property
-    def path(self) -> str:
-        return f"{IPAM}config"
-
-
-Key: TypeAlias = ResourceKey | BlockKey | AffinityKey | HandleKey | IpamConfigKey
+Key: TypeAlias = ResourceKey | BlockKey | AffinityKey | HandleKey
 
 
 def resources(plural: str) -> str:
@@ -118,8 +109,6 @@ def _read(key: str) -> Key | None:
             return AffinityKey(node, prefix)
         case ["", "calico", "ipam", "v2", "handle", handle] if handle:
             return HandleKey(handle)
-        case ["", "calico", "ipam", "v2", "config"]:
-            return IpamConfigKey()
     return None
 
 
@@ -129,6 +118,8 @@ def _block(prefix: Prefix) -> str:
 
 
 def _prefix(text: str) -> Prefix | None:
+    if "%" in text:  # `ipaddress` takes a scope id; no block has one
+        return None
     try:
         return ip_network(text.replace("-", "/", 1))
     except ValueError:

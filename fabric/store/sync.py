@@ -40,8 +40,9 @@ async def follow(kv: KeyValueStore, prefix: str) -> AsyncGenerator[Event, None]:
     """Yield everything below `prefix`, then each change to it, through every outage.
 
     The first Listing is the only one. A Lost comes once an outage, also before the Listing; the next
-    event after it says what changed meanwhile, as Changes that may be empty and whose puts keep their
-    own revisions. Never ends by itself and never raises StoreError. Close it with `aclosing`.
+    event after it says what changed meanwhile, as Changes that may be empty, whose puts keep their own
+    revisions, and whose `present` says what there is. Never ends by itself and never raises StoreError.
+    Close it with `aclosing`.
     """
     told = _Told()
     delay = FIRST_DELAY

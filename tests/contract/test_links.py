@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -239,6 +240,19 @@ def test_a_path_that_is_no_namespace_is_refused_by_name(real: Bench, path: str, 
         real.host.run(real.links.create(replace(real.veth(), netns=path)))
     assert caught.value.code == code
     assert real.actual() == {}
+
+
+def test_what_a_recycled_descriptor_stands_for_is_not_opened(real: Bench, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    try:
+        path = f"/proc/{os.getpid()}/fd/{writer}"
+        with pytest.raises(DataplaneError, match="was not opened; nothing was changed") as caught:
+            real.host.run(real.links.create(replace(real.veth(), netns=path)))
+        assert caught.value.code == errno.EINVAL
+    finally:
+        os.close(writer)
 
 
 def test_the_host_is_no_container(real: Bench) -> None:

@@ -17,7 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path as File
 from typing import Protocol
@@ -28,6 +31,7 @@ from bgp.rib import Address, Announcement, Path, Prefix, SessionSpec, SessionSta
 from bgp.speaker.client import SpeakerClient
 from bgp.speaker.seam import SessionChanged, SessionGone, Snapshot, Speaker, Update, Wanted
 from fabric.errors import SpeakerError
+from fabric.kernel.threads import enter
 from tests.fakes.speaker import FakeDaemon, FakePeer, FakeSpeaker
 
 OUR_AS, PEER_AS = 65001, 65002
@@ -122,10 +126,15 @@ class Agent:
         await until(holds, self, seconds)
 
 
-class Rig(Protocol):
-    """A speaker and one router that peers with it."""
+class Connects(Protocol):
+    """A speaker."""
 
     def connect(self) -> Awaitable[Speaker]: ...
+
+
+class Rig(Connects, Protocol):
+    """A speaker and one router that peers with it."""
+
     async def table(self) -> set[Prefix]:
         """Our prefixes that the router has."""
 
@@ -134,7 +143,7 @@ class Rig(Protocol):
 
 
 @asynccontextmanager
-async def agent_of(rig: Rig) -> AsyncIterator[Agent]:
+async def agent_of(rig: Connects) -> AsyncIterator[Agent]:
     agent = Agent(await rig.connect())
     async with asyncio.TaskGroup() as tasks:
         following = tasks.create_task(agent.follow())
@@ -608,6 +617,134 @@ async def test_a_source_address_that_is_not_here_spares_the_other_sessions(frr: 
         await frr.process.node.ask("ip", "addr", "add", "10.0.9.1/24", "dev", "eth0")
         await agent.sees(lambda agent: agent.sessions[stray.peer].state is SessionState.CONNECT)
         assert agent.sessions[SPEC.peer].flaps == 0
+
+
+@pytest.mark.parametrize("others", [frozenset(), frozenset([SPEC6])], ids=["the last one", "of two"])
+async def test_a_session_is_gone_only_when_the_router_has_nothing_of_it(
+    frr: RealRig, others: frozenset[SessionSpec]
+) -> None:
+    many = frozenset(Announcement(ip_network(f"10.{64 + n // 256}.{n % 256}.0/24")) for n in range(2000))
+    prefixes = {announcement.prefix for announcement in many}
+    router = frr.router
+    assert isinstance(router, Frr)
+
+    async def ours() -> int:
+        return len(prefixes & set(await router.routes()))
+
+    async def has_all() -> bool:
+        return await ours() == len(many)
+
+    async with agent_of(frr) as agent:
+        await agent.speaker.want(Wanted(others | {SPEC}, {SPEC.peer: many}))
+        await until(has_all, "the router has everything", 30.0)
+        await agent.speaker.want(Wanted(others))
+        await agent.sees(lambda agent: SPEC.peer not in agent.sessions, 30.0)
+        assert await ours() == 0
+        assert set(agent.sessions) == {spec.peer for spec in others}
+
+
+async def test_a_session_that_exabgp_refuses_spares_the_others(frr: RealRig) -> None:
+    refused = SessionSpec(ip_address("10.0.0.3"), 1, SPEC.source, 2, SPEC.router_id, hold_time=2)
+    another = SessionSpec(ip_address("10.0.0.4"), 1, ip_address("2001:db8::1"), 2, SPEC.router_id)
+    async with agent_of(frr) as agent:
+        await agent.speaker.want(Wanted(frozenset([SPEC, refused])))
+        await agent.sees(Agent.up)
+        status = agent.sessions[refused.peer]
+        assert status.state is SessionState.IDLE
+        assert "holdtime must be zero or at least 3 seconds" in status.reason
+        exabgp = frr.process.exabgp()
+        await agent.speaker.want(Wanted(frozenset([SPEC, SPEC6, refused, another])))
+        await agent.sees(lambda agent: agent.up(SPEC6.peer))
+        assert "must be of the same family" in agent.sessions[another.peer].reason
+        assert agent.sessions[SPEC.peer].flaps == 0
+        assert frr.process.exabgp() == exabgp
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [Wanted(), wanting(spec=replace(SPEC, hold_time=12))], ids=["left", "changed"]
+)
+@pytest.mark.parametrize("others", [frozenset(), frozenset([SPEC6])], ids=["the last one", "of two"])
+async def test_a_session_wanted_as_before_at_once_is_up(
+    frr: RealRig, meanwhile: Wanted, others: frozenset[SessionSpec]
+) -> None:
+    async with agent_of(frr) as agent:
+        await converged(frr, agent, OURS[0])
+        await agent.speaker.want(Wanted(others | {SPEC}))
+        for spec in others:
+            await agent.sees(partial(Agent.up, peer=spec.peer))
+        await agent.speaker.want(Wanted(others | meanwhile.sessions))
+        await agent.speaker.want(Wanted(others | {SPEC}, wanting(OURS[1]).announce))
+        await has(frr, OURS[1])
+        await agent.sees(Agent.synced)
+        assert set(agent.sessions) == {spec.peer for spec in others | {SPEC}}
+
+
+def update(prefix: Prefix, *, next_hop: bool) -> bytes:
+    """An UPDATE (RFC 4271 §4.3) for a prefix of up to 24 bits, with or without its NEXT_HOP."""
+    attributes = b"\x40\x01\x01\x00" + b"\x40\x02\x06\x02\x01" + PEER_AS.to_bytes(4, "big")
+    attributes += b"\x40\x03\x04" + SPEC.peer.packed if next_hop else b""
+    nlri = bytes([prefix.prefixlen]) + prefix.network_address.packed[:3]
+    return message(2, b"\x00\x00" + len(attributes).to_bytes(2, "big") + attributes + nlri)
+
+
+def message(kind: int, body: bytes = b"") -> bytes:
+    return b"\xff" * 16 + (19 + len(body)).to_bytes(2, "big") + bytes([kind]) + body
+
+
+# Version, AS, hold time 90, router id, then one parameter: IPv4 unicast (1) and four-octet AS (65).
+CAPABILITIES = b"\x01\x04\x00\x01\x00\x01" + b"\x41\x04" + PEER_AS.to_bytes(4, "big")
+OPTIONS = bytes([2, len(CAPABILITIES)]) + CAPABILITIES
+HELLO = message(
+    1, b"\x04" + PEER_AS.to_bytes(2, "big") + b"\x00\x5a" + SPEC.peer.packed + bytes([len(OPTIONS)]) + OPTIONS
+)
+
+
+def listening_in(node: Node) -> socket.socket:
+    """Return a socket that listens for BGP inside `node`."""
+
+    def inside() -> socket.socket:
+        with File(f"/proc/{node.pid}/ns/net").open("rb") as namespace:
+            enter(namespace.fileno())
+        return socket.create_server((str(SPEC.peer), 179))
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(inside).result()
+
+
+async def test_a_malformed_update_is_a_withdrawal_and_ends_nothing(directory: File) -> None:
+    peers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HELLO + message(4))
+        await peers.put(writer)
+        while await reader.read(4096):
+            pass
+        writer.close()
+
+    with linked_nodes() as (ours, theirs), listening_in(theirs) as listening:
+        process = Process(ours, directory / "run")
+        try:
+            async with (
+                await asyncio.start_server(greet, sock=listening),
+                agent_of(process) as agent,
+            ):
+                await agent.speaker.want(wanting(OURS[0]))
+                await agent.sees(Agent.up)
+                router = await peers.get()
+                router.write(update(THEIRS, next_hop=True) + update(MORE, next_hop=True))
+                await agent.sees(lambda agent: agent.learned() == {THEIRS, MORE})
+                router.write(update(THEIRS, next_hop=False) * 3)
+                await agent.sees(lambda agent: agent.learned() == {MORE})
+                router.write(update(THEIRS, next_hop=True))
+                await agent.sees(lambda agent: agent.learned() == {THEIRS, MORE})
+                assert agent.sessions[SPEC.peer].flaps == 0
+                said = process.log.read_text()
+                assert said.count("cannot read what ExaBGP says") == 1, "once a kind of fault"
+                assert "peer 10.0.0.2" in said
+                await agent.speaker.want(Wanted())
+                await agent.sees(lambda agent: not agent.sessions)
+        finally:
+            process.end()
 
 
 async def test_the_wrong_as_is_named_and_told_once(directory: File) -> None:

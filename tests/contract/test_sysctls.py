@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import DataplaneError
-from fabric.kernel.facts import HostAddress, Listener, addresses, clock, has_ipv6, has_module, listeners
-from fabric.kernel.monitor import Change, Monitor
+from fabric.kernel.facts import HostAddress, Listener, addresses, clock, listeners
+from fabric.kernel.monitor import Monitor
 from fabric.kernel.sysctls import restore, set_recorded
 from tests.contract.netns import Namespace
 
@@ -84,51 +84,51 @@ def test_an_unknown_sysctl_is_named(host: Namespace, tmp_path: Path) -> None:
         host.run(set_recorded({"net.ipv4.no_such": "1"}, tmp_path / "sysctls.json"))
 
 
-async def _hear(monitor: Monitor, wanted: Change) -> set[Change]:
-    """Return the kinds heard up to the first `wanted`."""
-    heard: set[Change] = set()
-    async with asyncio.timeout(10):
-        async for change in monitor.changes():
-            heard.add(change)
-            if change is wanted:
-                return heard
-    raise AssertionError("the monitor ended")
+async def _hears(monitor: Monitor) -> bool:
+    """Whether anything is heard; what `ip` has done by the time it ends is waiting already."""
+    try:
+        async with asyncio.timeout(0.2):
+            await anext(aiter(monitor.changes()))
+    except TimeoutError:
+        return False
+    return True
 
 
 EVENTS = {
-    Change.LINK: ("link", "add", "veth8", "type", "veth", "peer", "name", "veth9"),
-    Change.ADDRESS: ("address", "add", "192.0.2.9/32", "dev", "lo"),
-    Change.ROUTE: ("route", "add", "blackhole", "198.51.100.0/24"),
-    Change.NEIGHBOUR: ("neighbour", "add", "192.0.2.5", "lladdr", "02:00:00:00:00:01", "dev", "veth0"),
+    "link": ("link", "add", "veth8", "type", "veth", "peer", "name", "veth9"),
+    "address": ("address", "add", "192.0.2.9/32", "dev", "lo"),
+    "route": ("route", "add", "blackhole", "198.51.100.0/24"),
+    "neighbour": ("neighbour", "add", "192.0.2.5", "lladdr", "02:00:00:00:00:01", "dev", "veth0"),
 }
 
 
-@pytest.mark.parametrize(("kind", "words"), EVENTS.items(), ids=[kind.value for kind in EVENTS])
-def test_the_monitor_says_what_kind_changed(host: Namespace, kind: Change, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", EVENTS.values(), ids=EVENTS)
+def test_the_monitor_hears_of_every_kind_of_change_once(host: Namespace, words: tuple[str, ...]) -> None:
     host.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     host.ip("link", "set", "veth0", "up")
     with host.call(Monitor) as monitor:
         host.ip(*words)
-        assert kind in host.run(_hear(monitor, kind))
+        assert host.run(_hears(monitor))
+        assert not host.run(_hears(monitor))
 
 
 def test_our_own_routes_make_no_echo_but_their_loss_is_heard(host: Namespace) -> None:
     with host.call(Monitor) as monitor:
         host.ip("route", "add", "blackhole", "198.51.100.0/24", "proto", "143")
-        host.ip("link", "add", "veth8", "type", "veth", "peer", "name", "veth9")
-        assert Change.ROUTE not in host.run(_hear(monitor, Change.LINK))
+        assert not host.run(_hears(monitor))
         host.ip("route", "del", "blackhole", "198.51.100.0/24", "proto", "143")
-        assert Change.ROUTE in host.run(_hear(monitor, Change.ROUTE))
+        assert host.run(_hears(monitor))
 
 
-def test_lost_events_are_a_resync_and_the_monitor_goes_on(host: Namespace) -> None:
+def test_lost_events_are_heard_as_a_change_and_the_monitor_goes_on(host: Namespace) -> None:
     with host.call(Monitor) as monitor:
-        # The default receive buffer (208 KiB) holds some 270 events.
-        words = "for i in $(seq 250); do echo route add blackhole 198.18.$i.0/24; done | ip -batch -"
-        host.command("sh", "-c", f"for round in 1 2 3; do {words}; ip route flush type blackhole; done")
-        assert Change.RESYNC in host.run(_hear(monitor, Change.RESYNC))
+        # The default receive buffer (208 KiB) holds some 270 events; none of these alone would be heard.
+        words = "for i in $(seq 250); do echo route add blackhole 198.$net.$i.0/24 proto 143; done"
+        host.command("sh", "-c", f"for net in 18 19 20; do {words}; done | ip -batch -")
+        assert host.run(_hears(monitor))
+        assert not host.run(_hears(monitor))
         host.ip("link", "add", "veth8", "type", "veth", "peer", "name", "veth9")
-        assert Change.LINK in host.run(_hear(monitor, Change.LINK))
+        assert host.run(_hears(monitor))
 
 
 def test_addresses_say_link_state_and_kind(host: Namespace) -> None:
@@ -147,7 +147,5 @@ def test_the_holder_of_a_port_is_named(host: Namespace, family: socket.AddressFa
         assert host.run(listeners(179)) == [Listener(os.getpid(), name)]
 
 
-async def test_clock_and_kernel_can_be_asked_without_changing_anything() -> None:
+async def test_the_clock_can_be_asked_without_changing_it() -> None:
     assert (await clock()).error >= 0
-    assert await has_ipv6() in (True, False)
-    assert await has_module("no_such_module") is not True

@@ -47,6 +47,7 @@ class FakeDaemon:
         before = set(self.tables.sessions)
         self._effect(self.tables.want(wanted, self.now))
         self._effect(self.tables.in_force(wanted.sessions, self.now))
+        self._effect(self.tables.gone(wanted.sessions))
         for peer in before - set(self.tables.sessions):
             self.peers[peer].table.clear()
         for peer in self.tables.sessions:

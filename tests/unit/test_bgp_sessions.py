@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bgp.sessions import DEFAULT_AS, Local, local, parse_peer_ip, sessions, source_for
+from bgp.sessions import DEFAULT_AS, Local, local, parse_peer_ip, problems, sessions, source_for
 from fabric.model.base import Metadata
 from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.node import Node
@@ -113,7 +113,7 @@ def test_parse_peer_ip(text: str, address: str, port: int) -> None:
     assert parse_peer_ip(text) == (ip_address(address), port)
 
 
-@pytest.mark.parametrize("text", ["tor-1", "192.0.2.254:bgp", "[2001:db8::x]:179", ""])
+@pytest.mark.parametrize("text", ["tor-1", "192.0.2.254:bgp", "[2001:db8::x]:179", "", "fe80::1%eth0"])
 def test_what_is_no_address_is_no_peer(text: str) -> None:
     with pytest.raises(ValueError):
         parse_peer_ip(text)
@@ -142,4 +142,45 @@ def test_a_node_with_ipv6_alone_still_has_a_router_id() -> None:
     me = local(node({"ipv6Address": "2001:db8::1/64"}), None, ADDRESSES[2:])
     assert me is not None
     [spec] = sessions(me, [peer(peerIP="2001:db8::fe")])
-    assert spec.router_id == IPv4Address("0.0.0.1")
+    assert int(spec.router_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "router_id"), [("nodeTest", "109.174.215.226"), ("Testrobin123", "207.94.5.27")]
+)
+def test_without_ipv4_the_router_id_is_the_one_calico_hashes_from_the_name(name: str, router_id: str) -> None:
+    # An address that ends in 32 zero bits must not become router id 0.0.0.0.
+    me = Local(name, {}, 65001, None, ip_address("2001:db8::"), ())
+    [spec] = sessions(me, [peer(peerIP="2001:db8::fe")])
+    assert spec.router_id == IPv4Address(router_id)
+
+
+def test_a_peer_with_a_password_is_no_session_rather_than_an_open_one() -> None:
+    secret = peer(password={"secretKeyRef": {"name": "bgp", "key": "tor"}}, filters=["f1"])
+    assert not sessions(ME, [secret])
+    assert problems(ME, [secret]) == {"tor": "password is not supported yet: no session"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({}, None),
+        ({"filters": ["f1"]}, "filters has no effect yet"),
+        (
+            {"ttlSecurity": 1, "localASNumber": 65009},
+            "ttlSecurity has no effect yet; localASNumber has no effect yet",
+        ),
+        ({"numAllowedLocalASNumbers": 2}, "numAllowedLocalASNumbers has no effect yet"),
+        ({"sourceAddress": "None"}, "sourceAddress has no effect yet"),
+        ({"maxRestartTime": "5m"}, "maxRestartTime has no effect yet"),
+        ({"keepaliveTime": "5s"}, "keepaliveTime has no effect yet"),
+        ({"nextHopMode": "Self"}, "nextHopMode has no effect yet"),
+        ({"reachableBy": "192.0.2.9"}, "reachableBy has no effect yet"),
+        ({"keepOriginalNextHop": True}, "keepOriginalNextHop has no effect yet"),
+        ({"peerIP": None, "asNumber": None, "peerSelector": "all()"}, "peerSelector has no effect yet"),
+        ({"node": "n2", "filters": ["f1"]}, None),
+    ],
+    ids=str,
+)
+def test_a_field_without_effect_is_named(spec: dict[str, Any], why: str | None) -> None:
+    assert problems(ME, [peer(**spec)]).get("tor") == why

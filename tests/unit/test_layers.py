@@ -30,6 +30,14 @@ def test_every_pure_module_is_held_to_purity(package: str) -> None:
     assert modules(package) - {"bgp.speaker"} - set(purity["source_modules"]) == set()
 
 
+@pytest.mark.parametrize(
+    ("library", "owner"), [("pyroute2", "fabric.kernel"), ("iptc", "fabric.kernel"), ("grpc", "fabric.store")]
+)
+def test_a_library_is_forbidden_to_everybody_but_its_owner(library: str, owner: str) -> None:
+    [contract] = [c for c in OTHERS if library in c.get("forbidden_modules", ())]
+    assert {"bgp", "policy", *modules("fabric")} - set(contract["source_modules"]) == {owner}
+
+
 def test_the_layers_name_nothing_that_is_gone() -> None:
     here = modules("bgp") | modules("policy") | modules("fabric") | {"bgp.speaker"}
     assert {name for name in listed() if name.count(".") == 1} <= here

@@ -6,7 +6,7 @@ import pytest
 from fabric.errors import ConfigError
 from fabric.model.base import Unknown
 from fabric.model.ippool import IPPool
-from fabric.model.kinds import KINDS, by_plural, lookup, named, resource_class
+from fabric.model.kinds import KINDS, lookup, named, resource_class
 from fabric.model.workloadendpoint import WorkloadEndpoint
 
 
@@ -20,10 +20,8 @@ def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
         lookup("ippol")
 
 
-def test_names_and_plurals_lead_to_the_class() -> None:
+def test_names_lead_to_the_class() -> None:
     assert (named("WorkloadEndpoint"), named("workloadendpoint")) == (lookup("wep"), None)
-    assert by_plural("workloadendpoints") == lookup("wep")
-    assert by_plural("pods") is None
     assert resource_class("WorkloadEndpoint") is WorkloadEndpoint
     assert resource_class("Tier") is resource_class("Never seen") is Unknown
     assert resource_class("IPPool", "example.org/v1") is Unknown

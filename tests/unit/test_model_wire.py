@@ -221,6 +221,31 @@ def test_other_kinds_refuse_what_breaks_their_rules(kind: str, spec: object, rul
     assert str(caught.value) == f"{kind} x: {rule}"
 
 
+@pytest.mark.parametrize("scope", ["%eth0", "%a; } neighbor 192.0.2.9 {"])
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("BGPPeer", '{"peerIP": "fe80::1%"}'),
+        ("BGPPeer", '{"peerIP": "[fe80::1%]:179"}'),
+        ("BGPPeer", '{"reachableBy": "fe80::1%"}'),
+        ("BGPConfiguration", '{"localWorkloadPeeringIPV6": "fe80::1%"}'),
+        ("BGPConfiguration", '{"serviceClusterIPs": [{"cidr": "fd00::%/64"}]}'),
+        ("IPPool", '{"cidr": "fd00::%/64"}'),
+        ("Node", '{"bgp": {"ipv6Address": "fd00::1%/64"}}'),
+        ("Node", '{"addresses": [{"address": "fe80::1%"}]}'),
+        ("Node", '{"interfaces": [{"addresses": ["fe80::1%"]}]}'),
+        ("Node", '{"ipv6VXLANTunnelAddr": "fd00::1%"}'),
+        ("Profile", '{"ingress": [{"action": "Allow", "source": {"nets": ["fd00::%/64"]}}]}'),
+        ("WorkloadEndpoint", '{"ipNetworks": ["fd00::1%/128"]}'),
+        ("WorkloadEndpoint", '{"ipv6Gateway": "fe80::1%"}'),
+        ("WorkloadEndpoint", '{"ports": [{"protocol": "TCP", "port": 80, "hostIP": "fe80::1%"}]}'),
+    ],
+)
+def test_no_address_has_a_scope_id(kind: str, spec: str, scope: str) -> None:
+    with pytest.raises(ConfigError, match=r'without a scope id \("%"\)|must have no scope id \("%"\)'):
+        from_json(json.dumps(tree(kind, json.loads(spec.replace("%", scope)))))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -63,6 +63,25 @@ def test_decode_is_the_inverse_of_encode(message: Message) -> None:
 
 
 @pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        (b'"peer":"2001:db8::2"', b'"peer":"2001:db8::2%a; } neighbor 192.0.2.9 {"'),
+        (b'"peer":"10.0.0.2"', b'"peer":167772162'),
+        (b'"source":"2001:db8::1"', b'"source":"fe80::1%eth0"'),
+        (b'"router_id":"10.0.0.1"', b'"router_id":1'),
+        (b'"peer_as":1,', b'"peer_as":"1; passive true",'),
+        (b'"10.1.0.0/26"', b'"fd00::%a/64"'),
+        (b'["10.2.0.0/26","10.0.0.2"]', b'["10.2.0.0/26","fe80::1%a"]'),
+    ],
+)
+def test_nothing_but_addresses_and_numbers_reaches_exabgp(good: bytes, bad: bytes) -> None:
+    line = encode(WANTED)
+    assert good in line
+    with pytest.raises(SpeakerError, match="is not a"):
+        decode(line.replace(good, bad))
+
+
+@pytest.mark.parametrize(
     "line", [b"", b"{}\n", b"[]\n", b'{"type":"other"}\n', b'{"type":"gone","peer":"x"}\n', b"\xff\n"]
 )
 def test_a_stranger_s_line_is_refused_with_what_to_do(line: bytes) -> None:

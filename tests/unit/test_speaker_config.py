@@ -49,7 +49,7 @@ neighbor 2001:db8::2 {
   local-as 65001;
   peer-as 4200000001;
   hold-time 30;
-  listen 1790;
+  listen 179;
   connect 1790;
   passive true;
   manual-eor true;

@@ -14,6 +14,7 @@ from bgp.speaker.exabgp_wire import (
     Opened,
     Received,
     SendEndOfRib,
+    Unreadable,
     Up,
     Withdraw,
 )
@@ -91,13 +92,32 @@ def test_a_removed_session_is_withdrawn_before_it_goes() -> None:
     tables = established(A)
     effects = tables.want(Wanted(), 2)
     assert effects.commands == [Withdraw(PEER, frozenset({OURS[0]})), SendEndOfRib(PEER)]
-    assert effects.events() == [SessionGone(PEER)], "its adj-RIB-in went with it"
+    assert effects.events() == [], "the withdrawals have not left yet"
     assert PEER in tables.leaving
+    assert PEER in tables.snapshot().sessions, "a returning agent must not take it for gone"
     tables.take([EndOfRib(PEER, ours=True)], 3)
     assert PEER in tables.leaving, "that was the End-of-RIB behind the replay, not behind the withdrawal"
     tables.take([EndOfRib(PEER, ours=True)], 4)
     assert PEER not in tables.leaving
+    assert tables.gone([SPEC]).events() == [], "ExaBGP has it still"
+    assert tables.gone([]).events() == [SessionGone(PEER)], "its adj-RIB-in went with it"
     assert tables.snapshot() == Snapshot()
+
+
+def test_a_session_wanted_again_before_it_was_gone_has_lost_nothing() -> None:
+    tables = established(A)
+    tables.want(Wanted(), 2)
+    assert tables.want(wanting(*OURS[:2]), 3).commands == [Announce(PEER, announcing(*OURS[:2]))]
+    assert tables.gone([]).events() == []
+    status = tables.snapshot().sessions[PEER]
+    assert (status.state, status.flaps, learned(tables)) == (SessionState.ESTABLISHED, 0, {A})
+
+
+def test_what_cannot_be_read_is_withdrawn() -> None:
+    tables = established(A, B)
+    effects = tables.take([Unreadable("update", "?", PEER, (A.prefix, C.prefix)), Unreadable("line", "?")], 2)
+    assert effects.events() == [Update(PEER, (), (A.prefix,))]
+    assert tables.snapshot().sessions[PEER].state is SessionState.ESTABLISHED
 
 
 def test_what_exabgp_says_of_a_session_not_yet_in_force_is_about_another_one() -> None:

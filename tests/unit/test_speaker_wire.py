@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from bgp.rib import Announcement, Origin, Path
+from bgp.rib import Address, Announcement, Origin, Path, Prefix
 from bgp.speaker.exabgp_wire import (
     Announce,
     Command,
@@ -21,6 +21,7 @@ from bgp.speaker.exabgp_wire import (
     Received,
     Refused,
     SendEndOfRib,
+    Unreadable,
     Up,
     Withdraw,
     parse,
@@ -157,10 +158,60 @@ def full(prefix: str) -> Path:
             SHOWN, Neighbors(frozenset({Neighbor(PEER, SOURCE, 65002, 65001, 9)})), id="show neighbor json"
         ),
         pytest.param("[]", Neighbors(frozenset()), id="show neighbor json, without any"),
+        pytest.param(
+            ENVELOPE
+            % ("update", RECEIVE % WITHDRAWN.replace("10.1.0.64/26", "10.1.0.65/26").replace("10.2", "10.3")),
+            Received(PEER, (), (ip_network("10.1.0.64/26"), ip_network("10.3.0.0/26"))),
+            id="bits behind the length are irrelevant",
+        ),
     ],
 )
 def test_parse(line: str, want: Heard | None) -> None:
     assert parse(line) == want
+
+
+WITHOUT_NEXT_HOP = (
+    '"update": { "attribute": { "origin": "igp" }, "announce": { "ipv4 unicast": { "no-nexthop": '
+    '[ { "nlri": "192.0.2.0/24" }, { "nlri": "198.51.100.0/24" } ] } }, '
+    '"withdraw": { "ipv4 unicast": [ { "nlri": "10.1.0.64/26" } ] } }'
+)
+NAMED = tuple(map(ip_network, ("192.0.2.0/24", "198.51.100.0/24", "10.1.0.64/26")))
+
+
+@pytest.mark.parametrize(
+    ("line", "peer", "withdrawn"),
+    [
+        pytest.param(
+            ENVELOPE % ("update", RECEIVE % WITHOUT_NEXT_HOP), PEER, NAMED, id="an UPDATE without NEXT_HOP"
+        ),
+        pytest.param(
+            ENVELOPE % ("update", RECEIVE % ALL_ATTRIBUTES.replace("incomplete", "9")),
+            PEER,
+            (ip_network("0.0.0.0/0"), ip_network("192.0.2.0/24")),
+            id="an ORIGIN nobody knows",
+        ),
+        pytest.param(
+            ENVELOPE % ("update", RECEIVE % WITHOUT_NEXT_HOP.replace("192.0.2.0/24", "?")),
+            PEER,
+            NAMED[1:],
+            id="a prefix that is none spares the others",
+        ),
+        pytest.param(ENVELOPE % ("update", RECEIVE % '"update": []'), PEER, (), id="no update at all"),
+        pytest.param(ENVELOPE % ("open", OPEN.replace('"1"', "1")), None, (), id="no JSON"),
+        pytest.param(ENVELOPE % ("open", '"direction": "receive"'), PEER, (), id="an OPEN without its body"),
+        pytest.param(ENVELOPE % ("state", '"state": "down"'), PEER, (), id="a state without its reason"),
+        pytest.param('{ "neighbor": 7 }', None, (), id="another shape"),
+        pytest.param("[7]", None, (), id="another list"),
+        pytest.param("[", None, (), id="cut off"),
+    ],
+)
+def test_a_line_that_cannot_be_read_names_what_to_withdraw(
+    line: str, peer: Address | None, withdrawn: tuple[Prefix, ...]
+) -> None:
+    heard = parse(line)
+    assert isinstance(heard, Unreadable)
+    assert (heard.peer, heard.withdrawn) == (peer, withdrawn)
+    assert line[:40] in heard.why
 
 
 def announce(*prefixes: str, via: str = "") -> frozenset[Announcement]:

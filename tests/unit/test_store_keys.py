@@ -9,7 +9,6 @@ from fabric.store.keys import (
     AffinityKey,
     BlockKey,
     HandleKey,
-    IpamConfigKey,
     Key,
     ResourceKey,
     parse,
@@ -34,7 +33,6 @@ SEEN = [
         "/calico/ipam/v2/host/n-1.rack/ipv6/block/fd00:aaaa::-122",
     ),
     (HandleKey("caliconet.czz001"), "/calico/ipam/v2/handle/caliconet.czz001"),
-    (IpamConfigKey(), "/calico/ipam/v2/config"),
 ]
 
 
@@ -59,6 +57,8 @@ def test_a_key_is_written_and_read_as_calico_does(key: Key, path: str) -> None:
         pytest.param("/calico/ipam/v2/assignment/ipv4/block/10.0.0.0", id="no length"),
         pytest.param("/calico/ipam/v2/assignment/ipv4/block/rubbish", id="no prefix"),
         pytest.param("/calico/ipam/v2/assignment/ipv6/block/fd00:0:0::-122", id="not canonical"),
+        pytest.param("/calico/ipam/v2/assignment/ipv6/block/fd00::%a-122", id="scope id"),
+        pytest.param("/calico/ipam/v2/config", id="settings that nothing here reads"),
         pytest.param("/calico/ipam/v2/host//ipv4/block/10.0.0.0-26", id="no node"),
         pytest.param("/calico/ipam/v2/handle/", id="no handle"),
         pytest.param("/calico/ipam/v2/handle/a/b", id="handle with a slash"),

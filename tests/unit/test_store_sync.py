@@ -166,6 +166,27 @@ def test_an_outage_of_an_hour_costs_about_one_call_per_longest_delay(flapping: b
     run(hour())
 
 
+def test_what_came_and_went_unseen_is_told_by_its_absence() -> None:
+    async def main() -> None:
+        kv, reader = FakeEtcd(), Reader()
+        await put(kv, "old")
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(reader.run(kv))
+            await until_told(kv, reader)
+            kv.drop_watches()
+            await put(kv, "mine")
+            await kv.commit(Txn((), (Delete("/t/mine"),)))
+            await until_told(kv, reader)
+            await asyncio.sleep(LONGEST_DELAY)
+            await put(kv, "new")
+            await until_told(kv, reader)
+            following.cancel()
+        told = [event for event in reader.events if isinstance(event, Changes)]
+        assert [event.present for event in told] == [frozenset({"/t/old"}), None]
+
+    run(main())
+
+
 def test_time_in_sync_makes_the_next_outage_a_short_one() -> None:
     async def main() -> None:
         kv, reader = FakeEtcd(), Reader()
