@@ -30,7 +30,10 @@ from fabric.api import client
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
 from fabric.kernel.threads import new_namespace
+from fabric.model.base import Metadata
+from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.ops.resources import create_if_absent
 from fabric.plan.links import Veth
 from fabric.plan.routes import Route
 from fabric.store.etcd import Etcd
@@ -131,6 +134,7 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
     state = TimedState(NODE)
     kv = TimedEtcd(etcd, state.clock)
     with TimedFib(state.clock) as fib:
+        await create_if_absent(kv, Node(metadata=Metadata(name=NODE)))
         listing = await kv.list(CALICO)
         snapshot = fold(state.snapshot, Changes(listing.revision, puts=listing.items))
         state.update(snapshot=replace(snapshot, in_sync=True), host=await read_host(fib))
