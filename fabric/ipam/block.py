@@ -160,12 +160,11 @@ def without_affinity(block: Block) -> Block:
 
 def to_json(block: Block) -> str:
     """Return the block as Calico stores it, compact."""
-    attributes: list[Owner] = []
-    allocations: list[int | None] = []
-    for owner in block.owners:
-        if owner is not None and owner not in attributes:
-            attributes.append(owner)
-        allocations.append(None if owner is None else attributes.index(owner))
+    # By identity: one owner of several addresses is one object, as it was read; comparing values would
+    # take the square of the addresses held.
+    attributes = {id(owner): owner for owner in block.owners if owner is not None}
+    index = {key: number for number, key in enumerate(attributes)}
+    allocations = [None if owner is None else index[id(owner)] for owner in block.owners]
     document: dict[str, Any] = {"cidr": str(block.prefix)}
     if block.affinity:
         document["affinity"] = block.affinity
@@ -176,7 +175,7 @@ def to_json(block: Block) -> str:
         "unallocated": list(block.free),
         "attributes": [
             {"handle_id": owner.handle, "secondary": dict(owner.secondary)} | dict(owner.rest)
-            for owner in attributes
+            for owner in attributes.values()
         ],
         "sequenceNumber": block.sequence,
         "sequenceNumberForAllocation": {str(i): number for i, number in sorted(block.sequences.items())},
