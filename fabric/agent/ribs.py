@@ -26,15 +26,14 @@ class Ribs:
     settle_by: float = 0.0
     sessions: Mapping[Address, SessionStatus] = field(default_factory=dict)
     adj_rib_in: Mapping[Address, AdjRibIn] = field(default_factory=dict)
-    speaker_wanted: Wanted = field(default_factory=Wanted)
 
 
 def fold(ribs: Ribs, event: Event, now: float, patience: float) -> Ribs:
     """Return the picture after `event`; `patience` is how long in seconds a silent peer may hold deletions."""
     match event:
-        case Snapshot(sessions, adj_rib_in, wanted):
+        case Snapshot(sessions, adj_rib_in):
             tables = {peer: {path.prefix: path for path in paths} for peer, paths in adj_rib_in.items()}
-            return Ribs(True, False, now + patience, dict(sessions), tables, wanted)
+            return Ribs(True, False, now + patience, dict(sessions), tables)
         case SessionChanged(peer, status):
             return replace(ribs, sessions={**ribs.sessions, peer: status})
         case SessionGone(peer):

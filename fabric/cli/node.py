@@ -48,6 +48,7 @@ def join(
     Example: fabricctl node join --etcd 192.0.2.10:2379 --as 65001 --peer 192.0.2.1=65000
     """
     from fabric.ops import join as op
+    from fabric.ops import start
 
     endpoints = configuration.endpoints_of(split(etcd)) if etcd else ()
     config = Config(
@@ -68,9 +69,9 @@ def join(
         output.note(f"warning: {warning}")
     for change in registered.changes or ("nothing to change in the datastore",):
         print(change)
-    process = op.start(config, foreground=foreground)
+    process = start.start(config, foreground=foreground)
     output.note("waiting for agent, speaker and sessions ..." if process else "agent and speaker run already")
-    status = op.wait_ready(process, {str(peer.address) for peer in request.peers})
+    status = start.wait_ready(process, {str(peer.address) for peer in request.peers})
     print(f"node {status['node']} ({status['address']}) is ready")
     _print_sessions(status["sessions"])
     dead = _dead_sessions(status["sessions"])

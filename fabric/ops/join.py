@@ -1,4 +1,4 @@
-"""Make this host a node: check it, register it, start its processes, wait until it is ready.
+"""Register this host as a node: check it, then write the node and what a new cluster lacks.
 
 Nothing is changed before every check has passed. What a new cluster lacks is created only if absent, so
 nodes may join at the same moment; joining again changes what was asked to change and nothing else.
@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-import time
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Any
 
 from fabric import config as configuration
-from fabric.api import client
-from fabric.config import Config
-from fabric.errors import AgentError, ConfigError, FabricError, Taken
+from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts
 from fabric.kernel.facts import HostAddress
@@ -40,9 +34,6 @@ from fabric.store.kv import KeyValueStore
 
 ID_ANNOTATION = "fabricctl.io/node-id"
 DEFAULT_POOL = {4: "default-ipv4-ippool", 6: "default-ipv6-ippool"}
-READY_WITHIN = 30.0  # seconds for agent and speaker to start and read everything
-ESTABLISHED_WITHIN = 15.0  # seconds for the sessions asked for to come up
-POLL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,80 +231,6 @@ def _resource(tree: object) -> Resource:
         return from_json(json.dumps(tree))
     except ConfigError as err:
         raise ConfigError(f"{err}; nothing was changed") from err
-
-
-def start(config: Config, *, foreground: bool = False) -> subprocess.Popen[bytes] | None:
-    """Start the supervisor and return it; None where one runs already with this configuration.
-
-    One with another configuration is replaced, under graceful restart. In the foreground it shares our
-    output and our death; else it leaves this terminal, and logs to LOG, the last run's log kept beside it.
-
-    Raises:
-        Taken: the foreground was asked for, and one runs already.
-    """
-    pid = supervise.running()
-    if pid is not None and foreground:
-        raise Taken(
-            f"supervisor: runs already as pid {pid}; it was left alone; stop it to run in the foreground"
-        )
-    if pid is not None and configuration.load(env={}) == config:
-        return None
-    supervise.stop()
-    configuration.save(config)
-    command = [sys.executable, "-m", "fabric.ops.supervise"]
-    if foreground:
-        return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], stdin=subprocess.DEVNULL)
-    log = configuration.LOG
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if log.exists():
-        log.replace(log.with_suffix(".log.1"))
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-
-
-def wait_ready(process: subprocess.Popen[bytes] | None, peers: Set[str]) -> dict[str, Any]:
-    """Return the agent's status once it is ready, its sessions, those to `peers` among them, up or out of time.
-
-    Raises:
-        FabricError: it did not become ready; the message has the last lines of its log.
-    """
-    deadline = time.monotonic() + READY_WITHIN
-    while not (status := _status()) or not status["ready"]:
-        if (process and process.poll() is not None) or time.monotonic() > deadline:
-            raise FabricError(
-                "node: its processes did not become ready; they are left as they are; the end of "
-                f"{configuration.LOG}:\n{_log_tail()}"
-            )
-        time.sleep(POLL)
-    deadline = time.monotonic() + ESTABLISHED_WITHIN
-    while not _sessions_up(status, peers) and time.monotonic() < deadline:
-        time.sleep(POLL)
-        status = _status() or status
-    return status
-
-
-def _sessions_up(status: dict[str, Any], peers: Set[str]) -> bool:
-    up = {s["peer"]: s["state"] == "Established" for s in status["sessions"]}
-    return peers <= up.keys() and all(up.values())
-
-
-def _status() -> dict[str, Any] | None:
-    try:
-        status: dict[str, Any] = client.call("GET", "/v1/status", timeout=5)
-    except AgentError:
-        return None
-    return status
-
-
-def _log_tail(lines: int = 8) -> str:
-    try:
-        return "\n".join(
-            configuration.LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-        )
-    except FileNotFoundError:
-        return "(no log)"
 
 
 def run_register(request: Request) -> Registered:

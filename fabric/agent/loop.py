@@ -1,0 +1,148 @@
+"""Run passes: when an input changed, when what was refused is due again, and to find drift.
+
+One loop, so that whole passes never overlap; an attach runs its own scoped pass between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+import structlog
+
+from bgp.speaker.seam import Speaker, Wanted
+from fabric.agent import ribs
+from fabric.agent.host import read_host
+from fabric.agent.passes import Outcome, Passes, describe
+from fabric.agent.state import State
+from fabric.config import SYSCTLS
+from fabric.errors import DataplaneError, SpeakerError
+from fabric.kernel import sysctls
+from fabric.kernel.routes import NetlinkFib
+
+log = structlog.get_logger()
+
+BATCH = 0.01  # seconds that events may gather before a pass
+READ_BACK = 90.0  # seconds between read-backs, each a tenth more or less
+RETRY = 1.0  # seconds before refused operations are planned again, doubling up to READ_BACK
+REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
+
+
+@dataclass
+class SpeakerLink:
+    """The connection to the speaker while there is one, and what was handed down on it."""
+
+    speaker: Speaker | None = None
+    told: Wanted | None = None
+
+
+@dataclass
+class _Reading:
+    """When the kernel is read again: each READ_BACK or so, sooner when asked.
+
+    A large table takes long to read, and a host that changes all the time must not spend its life on it;
+    so what is asked for waits until `rest` is over.
+    """
+
+    due: float = 0.0
+    rest: float = 0.0
+
+    def ask(self) -> None:
+        self.due = min(self.due, self.rest)
+
+    def taken(self, started: float, ended: float) -> None:
+        self.rest = ended + REST * (ended - started)
+        self.due = ended + READ_BACK * random.uniform(0.9, 1.1)  # noqa: S311  spreads load, hides nothing
+
+
+async def pass_loop(
+    state: State, passes: Passes, fib: NetlinkFib, link: SpeakerLink, drift: asyncio.Event
+) -> None:
+    """Run a whole pass whenever an input changed, what was refused is due again, or time for a read-back."""
+    loop = asyncio.get_running_loop()
+    reading, retry = _Reading(), RETRY
+    while True:
+        await _wait(state.dirty, _patience(state, reading.due - loop.time(), retry))
+        await asyncio.sleep(BATCH)
+        state.dirty.clear()
+        if drift.is_set() or state.outcome.refused or state.fault:
+            reading.ask()
+        started = loop.time()
+        read_back = reading.due <= started
+        try:
+            if read_back:
+                drift.clear()
+                state.host = await read_host(fib)
+            outcome = await _pass(state, passes, link, read_back)
+        except DataplaneError as err:
+            outcome = _failed(state, err)
+        if read_back:
+            reading.taken(started, loop.time())
+        retry = min(retry * 2, READ_BACK) if outcome.refused or state.fault else RETRY
+
+
+def _patience(state: State, read_back: float, retry: float) -> float:
+    """Return how long to wait for a change at most, in seconds."""
+    if state.fault:
+        return retry
+    waits = [read_back]
+    if state.outcome.refused:
+        waits.append(retry)
+    if state.ribs.connected and not state.ribs.settled and state.snapshot.revision:
+        waits.append(state.ribs.settle_by - asyncio.get_running_loop().time())
+    return min(waits)
+
+
+def _failed(state: State, err: DataplaneError) -> Outcome:
+    """What the kernel refused as a whole (a dump, a sysctl) is told once, and tried again."""
+    if state.fault != str(err):
+        log.warning("pass not completed; retrying", error=str(err))
+    state.fault = str(err)
+    return Outcome()
+
+
+async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool) -> Outcome:
+    """Kernel first, then announcements: what is announced can be reached."""
+    if not state.snapshot.revision:
+        return Outcome()  # nothing has been read yet, so nothing is known to be wanted
+    in_sync = state.snapshot.in_sync and state.ribs.settled
+    outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)
+    _log_changes(outcome, state.outcome)
+    await _hand_down(link, state.desired.wanted)
+    state.passed(outcome)
+    settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
+    if settled is not state.ribs:
+        state.update(ribs=settled)  # what was held back until now may be removed by the next pass
+    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
+        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
+        await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
+    state.fault = ""
+    return outcome
+
+
+async def _hand_down(link: SpeakerLink, wanted: Wanted) -> None:
+    if link.speaker is None or link.told == wanted:
+        return
+    try:
+        await link.speaker.want(wanted)
+    except SpeakerError as err:
+        log.warning("speaker did not take what is wanted; it will after it is back", error=str(err))
+        return
+    link.told = wanted
+    log.info("speaker told", sessions=len(wanted.sessions), announced=sum(map(len, wanted.announce.values())))
+
+
+def _log_changes(outcome: Outcome, before: Outcome) -> None:
+    for op in outcome.done:
+        log.info("kernel changed", **describe(op))
+    for op in outcome.refused.keys() - before.refused.keys():
+        log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(max(seconds, 0)):
+            await event.wait()
+    except TimeoutError:
+        return
