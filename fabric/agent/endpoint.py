@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 from pydantic import ValidationError
 
 from fabric.agent.snapshot import Snapshot
-from fabric.errors import ConfigError, Taken
+from fabric.errors import ConfigError, NotInSync, Taken
 from fabric.ipam import assign, block
 from fabric.ipam.assign import Assignment
 from fabric.ipam.block import Owner
@@ -23,6 +23,7 @@ from fabric.ipam.types import Address
 from fabric.model import namespaces
 from fabric.model.base import Metadata, Resource
 from fabric.model.change import stamped
+from fabric.model.node import Node
 from fabric.model.profile import Profile
 from fabric.model.wire import to_json
 from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec
@@ -105,7 +106,7 @@ def existing(snapshot: Snapshot, node: str, request: Request) -> WorkloadEndpoin
     addresses = {prefix.network_address for prefix in endpoint.spec.ip_networks}
     labels = own_labels(endpoint)
     same = held == request.netns and (not request.address or request.address in addresses)
-    if not same or (request.labels and request.labels != labels):
+    if not same or (request.labels and _own(request.labels) != labels):
         listed = ", ".join(f"{k}={v}" for k, v in sorted(labels.items())) or "no labels"
         raise Taken(
             f"{request}: already attached on node {node} as {', '.join(map(str, sorted(addresses, key=str)))} in "
@@ -117,17 +118,30 @@ def existing(snapshot: Snapshot, node: str, request: Request) -> WorkloadEndpoin
 
 def own_labels(endpoint: WorkloadEndpoint) -> dict[str, str]:
     """Return the labels that the user gave, without those that every endpoint is written with."""
-    return {k: v for k, v in endpoint.metadata.labels.items() if not k.startswith("projectcalico.org/")}
+    return _own(endpoint.metadata.labels)
+
+
+def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in labels.items() if not k.startswith("projectcalico.org/")}
 
 
 def attach(snapshot: Snapshot, node: str, request: Request, stamp: Stamp) -> tuple[WorkloadEndpoint, Txn]:
     """Return the endpoint that `request` gets, and the one transaction that makes it so.
 
+    It holds only while the Node stands as it was read: a node that leaves attaches nothing more.
+
     Raises:
+        NotInSync: the node is not registered.
         ConfigError: a label or name that cannot be stored, or no pool that may serve.
         Taken: the address, or the handle of that name, is held.
         Exhausted: no address is free.
     """
+    me = snapshot.stored(Node, node)
+    if me is None:
+        raise NotInSync(
+            f"{request}: node {node} is not registered (it leaves, or its Node was deleted); nothing was attached; "
+            "join again first"
+        )
     handle = _handle(node, request.namespace, request.name)
     if keys.HandleKey(handle).path in snapshot.seen:
         raise Taken(
@@ -137,8 +151,12 @@ def attach(snapshot: Snapshot, node: str, request: Request, stamp: Stamp) -> tup
     made = _assign(snapshot, node, request, handle, stamp)
     endpoint = _endpoint(node, request, made)
     stored = ipam.assign(made, node, handle)
+    registered = Txn((Guard(keys.ResourceKey("nodes", None, node).path, me.revision),), ())
     return endpoint, ipam.joined(
-        stored, _create(_key(endpoint), endpoint, stamp), _profile(snapshot, request.namespace, stamp)
+        registered,
+        stored,
+        _create(_key(endpoint), endpoint, stamp),
+        _profile(snapshot, request.namespace, stamp),
     )
 
 

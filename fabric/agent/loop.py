@@ -105,6 +105,7 @@ def _failed(state: State, err: DataplaneError) -> Outcome:
 async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool) -> Outcome:
     """Kernel first, then announcements: what is announced can be reached."""
     if not state.snapshot.revision:
+        state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
     in_sync = state.snapshot.in_sync and state.ribs.settled
     outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)

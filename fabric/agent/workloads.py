@@ -16,7 +16,6 @@ from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
 from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
 from fabric.kernel.threads import is_network_namespace
-from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store.kv import KeyValueStore, Txn
 
@@ -76,17 +75,12 @@ class Workloads:
                 )
             await self._remove(endpoint)
             # Still under the lock: the address must not be given to another before its route is gone.
-            outcome = await self._pass(endpoint)
-        for op, err in outcome.refused.items():
-            log.warning("not removed yet", op=str(op), error=str(err))
+            refused = await self._refusal(endpoint)
+        if refused:
+            log.warning("not removed from the kernel yet; the next pass retries", error=str(refused))
         return endpoint
 
     def _require_sync(self, request: Request) -> None:
-        if self._state.snapshot.in_sync and not self._state.snapshot.get(Node, self._state.node):
-            raise NotInSync(
-                f"{request}: node {self._state.node} is not registered (it leaves, or its Node was deleted); nothing "
-                "was attached; join again first"
-            )
         if not self._state.snapshot.in_sync:
             why = self._state.snapshot.lost or "the first listing has not ended"
             raise NotInSync(
@@ -169,7 +163,7 @@ class Workloads:
         try:
             async with self._lock:
                 await self._remove(endpoint)
-                await self._pass(endpoint)
+                await self._refusal(endpoint)  # what is left in the kernel, the next whole pass removes
         except StoreError as err:
             raise FabricError(
                 f"workload {name}: {refused}; its allocation could not be undone either ({err}) and will be tried "

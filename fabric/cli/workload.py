@@ -23,7 +23,6 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 
 RUN = "--run"
 NAMED = Path("/run/netns")
-ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def _without_dashes(command: list[str]) -> list[str]:
@@ -93,17 +92,23 @@ def _run(request: dict[str, Any], command: list[str]) -> int:
 
     namespace = new_namespace()
     # A signal between the attach and the `try` would leave the workload behind; it waits that long.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _endings():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_endings(), signal.SIGINT})
     attached = _attach(request, Path(f"/proc/{os.getpid()}/fd/{namespace}"))
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_endings(), signal.SIGINT})
         output.note(f"{attached['name']}: {', '.join(attached['addresses'])}")
         return _run_inside(namespace, command)
     finally:
         with suppress(NotFound):  # somebody has removed it already
             client.call("DELETE", _path(attached["namespace"], attached["name"]))
+
+
+def _endings() -> set[signal.Signals]:
+    """The signals that end the workload; under `nohup` a hang-up is ignored, and stays so."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return {signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGHUP}
 
 
 def _run_inside(namespace: int, command: list[str]) -> int:
@@ -122,7 +127,7 @@ def _run_inside(namespace: int, command: list[str]) -> int:
     )
     # Ctrl-C reaches the command by itself, being of the same terminal; a service manager's signal does not.
     signal.signal(signal.SIGINT, lambda *_: None)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _endings():
         signal.signal(number, lambda number, _: process.send_signal(number))
     status = process.wait()
     return status if status >= 0 else 128 - status

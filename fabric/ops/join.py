@@ -30,6 +30,7 @@ from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.model.wire import from_json
 from fabric.ops import check, resources, supervise
+from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
 ID_ANNOTATION = "fabricctl.io/node-id"
@@ -78,6 +79,9 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     check.need_root()
     node_id = _known_id() or str(uuid.uuid4())
     nodes = await resources.listing(kv, Node, lookup("node"))
+    own_key = keys.ResourceKey("nodes", None, request.name).path
+    if unreadable := [line for line in nodes.unreadable if line.startswith(f"{own_key}:")]:
+        raise ConfigError(f"{unreadable[0]}; nothing was changed; mend or delete it first")
     _check_host_is_free(request.name)
     addresses = await facts.addresses()
     warnings = [*nodes.unreadable, *await _check(kv)]
@@ -87,10 +91,11 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     check.peer_problems([peer.address for peer in request.peers], addresses)
     for node in nodes.resources:
         check.claim_problems(request.name, node_id, address, node, ID_ANNOTATION)
-    pools = (await resources.listing(kv, IPPool, lookup("ippool"))).resources
+    pools = await resources.pools(kv)
     warnings += _unused_pools(request, pools)
     cluster = await _cluster(request, pools, addresses)
-    changes = [_node(request, node_id, address, addresses)]
+    stored = next((node for node in nodes.resources if node.metadata.name == request.name), None)
+    changes = [_node(request, node_id, address, addresses, stored)]
     changes += [_bgp_peer(request.name, node_id, peer) for peer in request.peers]
     for tree in changes:
         _resource(tree)  # refuses a bad name or label before anything is written
@@ -194,19 +199,34 @@ async def _prefixes() -> list[Prefix]:
 
 
 def _node(
-    request: Request, node_id: str, address: IPv4Interface | IPv6Interface, addresses: list[HostAddress]
+    request: Request,
+    node_id: str,
+    address: IPv4Interface | IPv6Interface,
+    addresses: list[HostAddress],
+    stored: Node | None,
 ) -> Tree:
-    """What is to stand in the Node; an IPv6 address, where there is exactly one, comes beside the IPv4 one."""
-    bgp: Tree = {f"ipv{address.version}Address": str(address)}
-    others = check.candidates(addresses, 6)
-    if address.version == 4 and len(others) == 1:
-        bgp["ipv6Address"] = str(others[0].address)
+    """What is to stand in the Node. An address that the host has lost is taken out: null removes (RFC 7396)."""
+    other = 6 if address.version == 4 else 4
+    bgp: Tree = {
+        f"ipv{address.version}Address": str(address),
+        f"ipv{other}Address": _other_address(other, addresses, stored),
+    }
     if request.as_number is not None:
         bgp["asNumber"] = request.as_number
     metadata: Tree = {"annotations": {ID_ANNOTATION: node_id}}
     if request.labels:
         metadata["labels"] = dict(request.labels)
     return _tree("Node", request.name, {"bgp": bgp}, metadata)
+
+
+def _other_address(version: int, addresses: list[HostAddress], stored: Node | None) -> str | None:
+    """The address of the other family: the only candidate in IPv6, or what stands there and the host still has."""
+    found = check.candidates(addresses, version)
+    if version == 6 and len(found) == 1:
+        return str(found[0].address)
+    bgp = stored.spec.bgp if stored else None
+    held = bgp and (bgp.ipv6_address if version == 6 else bgp.ipv4_address)
+    return str(held) if held and held.ip in {a.address.ip for a in addresses} else None
 
 
 def _bgp_peer(node: str, node_id: str, peer: Peer) -> Tree:

@@ -56,9 +56,11 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
         ConfigError: the host has workloads; nothing was changed.
         StoreError: etcd did not answer; what was not done yet is done by running it again.
     """
-    await _refuse_with_workloads(config.node, kv)
-    # The Node first: without it the agent attaches nothing more.
-    lines = [*await _forget(config.node, kv), *await _hand_back(config.node, kv)]
+    await _refuse_with_workloads(config.node, kv, "nothing was changed")
+    # The Node first: without it the agent attaches nothing more; and what it attached just before is seen.
+    lines = await _forget(config.node, kv)
+    await _refuse_with_workloads(config.node, kv, "its Node was deleted, and the agent still serves them")
+    lines += await _hand_back(config.node, kv)
     _wait_withdrawn()
     if supervise.stop():
         lines.append("processes: stopped")
@@ -68,16 +70,19 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     return Left(tuple(lines))
 
 
-async def _refuse_with_workloads(node: str, kv: KeyValueStore) -> None:
+async def _refuse_with_workloads(node: str, kv: KeyValueStore, state: str) -> None:
     found = await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))
-    mine = [w for w in found.resources if w.spec.node == node]
+    mine = [f"{w.metadata.namespace}/{w.spec.workload}" for w in found.resources if w.spec.node == node]
+    # The name of an endpoint begins with its node's, each "-" doubled.
+    begins = f"/{node.replace('-', '--')}-"
+    mine += [line for line in found.unreadable if begins in line]
     if mine:
-        named = ", ".join(sorted(f"{w.metadata.namespace}/{w.spec.workload}" for w in mine)[:5])
+        named = ", ".join(sorted(mine)[:5])
         more = " …" if len(mine) > 5 else ""
         count = "1 workload is" if len(mine) == 1 else f"{len(mine)} workloads are"
         raise ConfigError(
-            f"node {node}: {count} attached ({named}{more}); nothing was changed; remove them with "
-            "`fabricctl workload del` first"
+            f"node {node}: {count} attached ({named}{more}); {state}; remove them with "
+            "`fabricctl workload del` and leave again"
         )
 
 

@@ -88,6 +88,18 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
     return Listed(tuple(found), tuple(unreadable))
 
 
+async def pools(kv: KeyValueStore) -> tuple[IPPool, ...]:
+    """Return every pool.
+
+    Raises:
+        ConfigError: one cannot be read: what it covers is unknown, so nothing may be put beside it.
+    """
+    listed = await listing(kv, IPPool, lookup("ippool"))
+    if listed.unreadable:
+        raise ConfigError("\n".join([*listed.unreadable, "nothing was changed; mend or delete it first"]))
+    return listed.resources
+
+
 async def refuse_pools(kv: KeyValueStore, wanted: Sequence[Resource]) -> None:
     """Refuse pools that would move under the addresses in them, or that overlap one another.
 
@@ -99,7 +111,7 @@ async def refuse_pools(kv: KeyValueStore, wanted: Sequence[Resource]) -> None:
     given = [pool for pool in wanted if isinstance(pool, IPPool)]
     if not given:
         return
-    stored = {p.metadata.name: p for p in (await listing(kv, IPPool, lookup("ippool"))).resources}
+    stored = {pool.metadata.name: pool for pool in await pools(kv)}
     problems = [line for pool in given for line in _pool_problems(pool, stored, given)]
     if problems:
         raise ConfigError("\n".join([*problems, "nothing was applied"]))

@@ -393,3 +393,23 @@ async def test_no_two_resources_of_one_attach_have_one_uid() -> None:
             s.resource.metadata.uid for s in node.state.snapshot.resources.values() if s.resource.metadata.uid
         ]
         assert len(uids) == len(set(uids)) == 2
+
+
+async def test_an_attach_under_way_while_its_node_leaves_attaches_nothing() -> None:
+    async with running(kv := await etcd()) as node:
+        kv.flows.clear()
+        await kv.commit(Txn((), (Delete(keys.ResourceKey("nodes", None, "n1").path),)))
+        attach = asyncio.create_task(node.workloads.attach(request("web")))
+        async with asyncio.timeout(5):
+            await kv.refused.wait()
+        kv.flows.set()
+        with pytest.raises(NotInSync, match="node n1 is not registered"):
+            await attach
+        await nothing_is_attached(node)
+
+
+async def test_the_same_request_again_may_carry_labels_that_every_endpoint_has() -> None:
+    async with running(await etcd()) as node:
+        asked = request("web", labels={"app": "web", "projectcalico.org/namespace": "default"})
+        first = await node.workloads.attach(asked)
+        assert (await node.workloads.attach(asked)).metadata.name == first.metadata.name
