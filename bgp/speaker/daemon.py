@@ -61,6 +61,7 @@ class Daemon:
         self._running: frozenset[SessionSpec] = frozenset()  # what an ExaBGP may have now
         self._sound: frozenset[SessionSpec] = frozenset()  # the last set without faults
         self._faults: dict[SessionSpec, str] = {}  # of wanted sessions, why ExaBGP does not take them
+        self._blamed: dict[SessionSpec, str] = {}  # the faults before the last recheck, told already
         self._rewanted = asyncio.Event()  # the set of sessions may have changed
         self._stirred = asyncio.Event()  # ExaBGP said something
         self._pumps: asyncio.Queue[tuple[int, asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -183,6 +184,8 @@ class Daemon:
                 await self._rewanted.wait()
         except TimeoutError:
             return
+        finally:
+            self._blamed, self._faults = self._faults, {}  # what caused them may have passed
         self._rewanted.clear()
 
     def _configurable(self, running: frozenset[SessionSpec]) -> frozenset[SessionSpec]:
@@ -197,11 +200,20 @@ class Daemon:
         return frozenset(spec for spec in wanted.sessions if spec.peer not in refused)
 
     async def _taken(self, exabgp: Exabgp, sessions: frozenset[SessionSpec]) -> bool:
-        """Whether ExaBGP takes `sessions`; those it does not take are not configurable from now on."""
+        """Whether ExaBGP takes `sessions`; those it does not take are not configurable until a recheck.
+
+        Where that is not known, this returns only after the recheck.
+        """
         if sessions and sessions != self._sound:
-            faults = await exabgp.faults(sessions)
+            try:
+                faults = await exabgp.faults(sessions, exabgp.sessions | self._sound)
+            except SpeakerError as err:
+                log.warning("%s; sessions stay as they are; trying again", err)
+                await self._recheck()
+                return False
             for spec, why in faults.items():
-                log.error("session %s is left out: %s", spec.peer, why)
+                if self._blamed.get(spec) != why:
+                    log.error("session %s is left out: %s", spec.peer, why)
             self._faults |= faults
             if faults:
                 return False

@@ -137,26 +137,46 @@ class Exabgp:
         self._say(exabgp_wire.SHOW)
         return (await self._shown.get()).sessions
 
-    async def faults(self, sessions: frozenset[SessionSpec]) -> dict[SessionSpec, str]:
-        """Return those of `sessions` that ExaBGP would not take, with its reasons: {} if it takes them all."""
+    async def faults(
+        self, sessions: frozenset[SessionSpec], sound: frozenset[SessionSpec]
+    ) -> dict[SessionSpec, str]:
+        """Return those of `sessions` that ExaBGP would not take, with its reasons: {} if it takes them all.
+
+        None of `sound` is ever blamed: ExaBGP took those together before.
+
+        Raises:
+            SpeakerError: it is not known, or none but `sound` could be blamed.
+        """
         if not (whole := await self._validate(sessions)):
             return {}
-        alone = {spec: await self._validate([spec]) for spec in sessions}
-        return {spec: why for spec, why in alone.items() if why} or dict.fromkeys(sessions, whole)
+        if not (new := sessions - sound):
+            raise SpeakerError(f"{whole}; it took each of these {len(sessions)} sessions before")
+        alone = {spec: await self._validate([spec]) for spec in new}
+        return {spec: why for spec, why in alone.items() if why} or dict.fromkeys(new, whole)
 
     async def _validate(self, sessions: Iterable[SessionSpec]) -> str:
+        """Return why ExaBGP refuses `sessions`, or ""; raise SpeakerError where it did not get to say."""
         path = self._config.with_suffix(".new")
-        _write(path, self._render(sessions))
-        process = await self._spawn("validate", path, output=asyncio.subprocess.PIPE)
         try:
-            out, _ = await process.communicate()
-        finally:
-            await end(process)
-            path.unlink()
-        if (process.returncode or 0) <= 0:  # a signal says nothing about the file
-            return ""
+            status, out = await self._validated(path, self._render(sessions))
+        except OSError as err:
+            raise SpeakerError(f"cannot have ExaBGP validate {path}: {err}") from err
+        if status < 0:
+            raise SpeakerError(f"cannot have ExaBGP validate {path}: signal {-status} ended it")
         said = out.decode(errors="replace").split("\n\n")[-1].strip()
-        return f"ExaBGP refuses its configuration: {said}"
+        return f"ExaBGP refuses its configuration: {said}" if status else ""
+
+    async def _validated(self, path: Path, text: str) -> tuple[int, bytes]:
+        _write(path, text)
+        try:
+            process = await self._spawn("validate", path, output=asyncio.subprocess.PIPE)
+            try:
+                out, _ = await process.communicate()
+            finally:
+                await end(process)
+            return await process.wait(), out
+        finally:
+            path.unlink()  # noqa: ASYNC240  (one system call)
 
     async def _spawn(self, verb: str, path: Path, output: int | None = None) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

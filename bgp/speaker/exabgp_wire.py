@@ -138,7 +138,7 @@ class Unreadable:
 
 Heard: TypeAlias = Opened | Up | Down | Received | EndOfRib | Neighbors | Refused | Unreadable
 # What reading JSON of another shape than expected can raise.
-_MISREAD = (ValueError, KeyError, TypeError, AttributeError)
+_MISREAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)

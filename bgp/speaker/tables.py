@@ -142,7 +142,7 @@ class Tables:
         session.going = False
         if session.announce != announce:
             before, session.announce = session.announce, announce
-            if session.up:
+            if session.up and session.in_force:
                 effects.commands += _difference(spec.peer, before, announce)
 
     def _withdraw(self, session: Session, effects: Effects) -> None:
@@ -179,6 +179,10 @@ class Tables:
             if session.spec in given and not session.in_force:
                 reason = "waiting for the peer to connect" if session.spec.passive else "connecting"
                 self._move(session, SessionState.CONNECT, reason, effects, now)
+            elif session.spec not in given and session.in_force and session.up:
+                # Its `down` will be ignored, so nothing else would ever end what it had learned.
+                self._drop(session, list(session.paths), effects)
+                self._move(session, SessionState.CONNECT, STARTING, effects, now)
             session.in_force = session.spec in given
         return effects
 

@@ -269,3 +269,20 @@ def test_a_session_that_cannot_be_configured_says_why_until_it_can() -> None:
     assert tables.refuse({PEER: "cannot listen"}, 2).events() == []
     tables.in_force([SPEC], 3)
     assert tables.snapshot().sessions[PEER].reason == "connecting"
+
+
+@pytest.mark.parametrize("still_wanted", [True, False])
+def test_a_session_that_leaves_force_is_down_with_nothing_learned(still_wanted: bool) -> None:
+    tables = established(A, B)
+    if not still_wanted:
+        tables.want(Wanted(), 2)
+    effects = tables.in_force([], 3)
+    assert withdrawn(effects) == {A.prefix, B.prefix}
+    status = tables.snapshot().sessions[PEER]
+    assert (status.state, status.synced, learned(tables)) == (SessionState.CONNECT, False, set())
+    assert tables.want(wanting(*OURS), 4).commands == [], "ExaBGP does not have it"
+    tables.in_force([SPEC], 5)
+    assert tables.take([OPENED, Up(PEER)], 6).commands == [
+        Announce(PEER, announcing(*OURS)),
+        SendEndOfRib(PEER),
+    ]

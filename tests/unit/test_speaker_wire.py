@@ -203,6 +203,7 @@ NAMED = tuple(map(ip_network, ("192.0.2.0/24", "198.51.100.0/24", "10.1.0.64/26"
         pytest.param('{ "neighbor": 7 }', None, (), id="another shape"),
         pytest.param("[7]", None, (), id="another list"),
         pytest.param("[", None, (), id="cut off"),
+        pytest.param("[" * 100_000, None, (), id="nested beyond the recursion limit"),
     ],
 )
 def test_a_line_that_cannot_be_read_names_what_to_withdraw(
