@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli.options import Output
+from fabric.cli.options import Output, without_dashes
 from fabric.cli.output import Format, document, table
 
 app = typer.Typer(no_args_is_help=True, help="Run a containerlab topology in namespaces, without Docker.")
@@ -62,7 +62,7 @@ def exec_(
 
     lab = Lab.load(file)
     # Options end at NODE, so that the command keeps its own; the customary "--" is then left to us.
-    argv = lab.command(node, command[1:] if command[0] == "--" else command)
+    argv = lab.command(node, without_dashes(command))
     os.execvpe(argv[0], argv, lab.environment(node))  # noqa: S606  a shell would split the arguments again
 
 

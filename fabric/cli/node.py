@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 import subprocess
@@ -47,6 +46,7 @@ def join(
 
     Example: fabricctl node join --etcd 192.0.2.10:2379 --as 65001 --peer 192.0.2.1=65000
     """
+    from fabric.cli.store import with_store
     from fabric.ops import join as op
     from fabric.ops import start
 
@@ -55,7 +55,6 @@ def join(
         endpoints or configuration.required(configuration.load()).etcd, name or socket.gethostname()
     )
     request = op.Request(
-        etcd=config.etcd,
         name=config.node,
         ip=ip,
         as_number=None if as_number is None else _as_number(as_number),
@@ -64,7 +63,7 @@ def join(
         pools=tuple(_pool(text) for text in split(pool)),
     )
     output.note(f"checking this host and registering node {config.node} ...")
-    registered = op.run_register(request)
+    registered = with_store(lambda kv: op.register(request, kv), config)
     for warning in registered.warnings:
         output.note(f"warning: {warning}")
     for change in registered.changes or ("nothing to change in the datastore",):
@@ -141,20 +140,12 @@ def leave() -> None:
 
     Example: fabricctl node leave
     """
+    from fabric.cli.store import with_store
     from fabric.ops import leave as op
-    from fabric.store.etcd import Etcd as Store
 
     config = op.joined(configuration.load())
-
-    async def connected() -> op.Left:
-        kv = Store(configuration.required(config).etcd)
-        try:
-            return await op.leave(config, kv)
-        finally:
-            await kv.close()
-
     output.note(f"node {config.node} leaves ...")
-    for line in asyncio.run(connected()).lines:
+    for line in with_store(lambda kv: op.leave(config, kv), config).lines:
         print(line)
 
 

@@ -34,3 +34,8 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 def split(texts: Sequence[str] | None) -> list[str]:
     """Return the values of a repeatable option whose values may be comma-separated."""
     return [part for text in texts or () for part in text.split(",") if part]
+
+
+def without_dashes(command: list[str]) -> list[str]:
+    """Return a command less the customary "--" before it, which is left to us where options end earlier."""
+    return command[1:] if command[:1] == ["--"] else command

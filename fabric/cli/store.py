@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from fabric import config as configuration
 from fabric.cli import output
+from fabric.config import Config
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.ops import resources
@@ -17,11 +18,12 @@ from fabric.store.kv import KeyValueStore
 T = TypeVar("T")
 
 
-def with_store(work: Callable[[KeyValueStore], Awaitable[T]]) -> T:
-    """Return what `work` makes of the configured datastore."""
+def with_store(work: Callable[[KeyValueStore], Awaitable[T]], config: Config | None = None) -> T:
+    """Return what `work` makes of the datastore that `config` names, by default the configured one."""
+    endpoints = configuration.required(config or configuration.load()).etcd
 
     async def connected() -> T:
-        kv = Etcd(configuration.required(configuration.load()).etcd)
+        kv = Etcd(endpoints)
         try:
             return await work(kv)
         finally:

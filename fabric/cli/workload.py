@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from fabric.api import client
 from fabric.cli import output
-from fabric.cli.options import Labels, Namespace, Output, pairs
+from fabric.cli.options import Labels, Namespace, Output, pairs, without_dashes
 from fabric.cli.output import Format
 from fabric.errors import ConfigError, FabricError, NotFound
 
@@ -25,18 +25,13 @@ RUN = "--run"
 NAMED = Path("/run/netns")
 
 
-def _without_dashes(command: list[str]) -> list[str]:
-    """The customary "--" before a command is left to us."""
-    return command[1:] if command[:1] == ["--"] else command
-
-
 class _RunCommand(TyperCommand):
     """Everything after --run belongs to the command that is run, its options included."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if RUN in args:
             at = args.index(RUN)
-            ctx.meta[RUN] = _without_dashes(args[at + 1 :])
+            ctx.meta[RUN] = without_dashes(args[at + 1 :])
             args = args[: at + 1]
         return super().parse_args(ctx, args)
 
@@ -175,7 +170,7 @@ def execute(
         raise ConfigError(
             f"workload {namespace}/{name}: its network namespace {netns} is gone; remove it with `del`"
         )
-    argv = ["nsenter", f"--net={netns}", "--", *_without_dashes(command)]
+    argv = ["nsenter", f"--net={netns}", "--", *without_dashes(command)]
     try:
         os.execvp(argv[0], argv)  # noqa: S606  a shell would split the arguments again
     except OSError as err:

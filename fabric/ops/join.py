@@ -6,7 +6,6 @@ nodes may join at the same moment; joining again changes what was asked to chang
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,6 @@ class Peer:
 class Request:
     """What `node join` asks for; `ip` is "auto" or an address of this host."""
 
-    etcd: tuple[str, ...]
     name: str
     ip: str = "auto"
     as_number: int | None = None
@@ -251,17 +249,3 @@ def _resource(tree: object) -> Resource:
         return from_json(json.dumps(tree))
     except ConfigError as err:
         raise ConfigError(f"{err}; nothing was changed") from err
-
-
-def run_register(request: Request) -> Registered:
-    """`register` on a connection of its own."""
-    from fabric.store.etcd import Etcd
-
-    async def connected() -> Registered:
-        kv = Etcd(request.etcd)
-        try:
-            return await register(request, kv)
-        finally:
-            await kv.close()
-
-    return asyncio.run(connected())
