@@ -38,6 +38,6 @@ def fetch(word: str, names: Sequence[str] = (), namespace: str | None = None) ->
     if names:
         return with_store(lambda kv: resources.get(kv, kind, names, namespace))
     listed = with_store(lambda kv: resources.listing(kv, Resource, kind, namespace))
-    for line in listed.unreadable:
+    for line in listed.warnings:
         output.note(f"warning: {line}")
     return list(listed.resources)

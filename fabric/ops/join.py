@@ -78,11 +78,11 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     node_id = _known_id() or str(uuid.uuid4())
     nodes = await resources.listing(kv, Node, lookup("node"))
     own_key = keys.ResourceKey("nodes", None, request.name).path
-    if unreadable := [line for line in nodes.unreadable if line.startswith(f"{own_key}:")]:
-        raise ConfigError(f"{unreadable[0]}; nothing was changed; mend or delete it first")
+    if why := nodes.unreadable.get(own_key):
+        raise ConfigError(f"{own_key}: cannot be read: {why}; nothing was changed; mend or delete it first")
     _check_host_is_free(request.name)
     addresses = await facts.addresses()
-    warnings = [*nodes.unreadable, *await _check(kv)]
+    warnings = [*nodes.warnings, *await _check(kv)]
     address = check.choose_address(
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )

@@ -74,8 +74,8 @@ async def _refuse_with_workloads(node: str, kv: KeyValueStore, state: str) -> No
     found = await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))
     mine = [f"{w.metadata.namespace}/{w.spec.workload}" for w in found.resources if w.spec.node == node]
     # The name of an endpoint begins with its node's, each "-" doubled.
-    begins = f"/{node.replace('-', '--')}-"
-    mine += [line for line in found.unreadable if begins in line]
+    begins = f"{node.replace('-', '--')}-"
+    mine += [key for key in found.unreadable if key.rpartition("/")[2].startswith(begins)]
     if mine:
         named = ", ".join(sorted(mine)[:5])
         more = " …" if len(mine) > 5 else ""

@@ -64,10 +64,15 @@ async def get(
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[R]):
-    """All of a kind that can be read, and one line for each that cannot."""
+    """All of a kind that can be read; and of each that cannot its key, and why."""
 
     resources: tuple[R, ...]
-    unreadable: tuple[str, ...]
+    unreadable: Mapping[str, str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to tell an operator of those that cannot be read, a line each."""
+        return [f"{key}: cannot be read, and counts as absent: {why}" for key, why in self.unreadable.items()]
 
 
 async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | None = None) -> Listed[R]:
@@ -76,16 +81,16 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
     One that cannot be read counts as absent, as the agents see it, and does not hide the others.
     """
     prefix = resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
-    found, unreadable = [], []
+    found, unreadable = [], {}
     for item in (await kv.list(prefix)).items:
         try:
             resource = from_json(item.value)
         except ConfigError as err:
-            unreadable.append(f"{item.key}: cannot be read, and counts as absent: {err}")
+            unreadable[item.key] = str(err)
             continue
         if isinstance(resource, cls):
             found.append(resource)
-    return Listed(tuple(found), tuple(unreadable))
+    return Listed(tuple(found), unreadable)
 
 
 async def pools(kv: KeyValueStore) -> tuple[IPPool, ...]:
@@ -96,7 +101,7 @@ async def pools(kv: KeyValueStore) -> tuple[IPPool, ...]:
     """
     listed = await listing(kv, IPPool, lookup("ippool"))
     if listed.unreadable:
-        raise ConfigError("\n".join([*listed.unreadable, "nothing was changed; mend or delete it first"]))
+        raise ConfigError("\n".join([*listed.warnings, "nothing was changed; mend or delete it first"]))
     return listed.resources
 
 
