@@ -19,8 +19,8 @@ GROUPS = {
     "lab": ("fabric.cli.lab", "Run containerlab topologies in namespaces."),
 }
 COMMANDS = {
-    "apply": ("fabric.cli.resources", "Create or update resources from files."),
     "get": ("fabric.cli.resources", "Show resources."),
+    "apply": ("fabric.cli.resources", "Create or update resources from files."),
 }
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -34,17 +34,15 @@ class LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return [*GROUPS, *COMMANDS]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name in GROUPS:
-            module = importlib.import_module(GROUPS[cmd_name][0])
-            command: Any = typer.main.get_group(module.app)
-        elif cmd_name in COMMANDS:
-            module = importlib.import_module(COMMANDS[cmd_name][0])
-            command = typer.main.get_command(getattr(module, f"{cmd_name}_app"))
-        else:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in GROUPS | COMMANDS:
             return None
-        command.name = cmd_name
-        return command
+        module = importlib.import_module((GROUPS | COMMANDS)[cmd_name][0])
+        group: Any = typer.main.get_group(module.app)
+        if cmd_name in COMMANDS:
+            return group.get_command(ctx, cmd_name)
+        group.name = cmd_name
+        return group
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         rows = [(name, text) for name, (_, text) in (GROUPS | COMMANDS).items()]

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from fabric.model.base import Resource
     from fabric.store.kv import KeyValueStore
 
-apply_app = typer.Typer(add_completion=False, rich_markup_mode=None)
-get_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@apply_app.command()
+@app.command()
 def apply(
     filename: Annotated[
         list[str], typer.Option("-f", "--filename", help="A YAML or JSON file, or - for standard input.")
@@ -55,7 +54,7 @@ def apply(
     with_store(all_of_them)
 
 
-@get_app.command()
+@app.command()
 def get(
     kind: Annotated[str, typer.Argument(help="A kind, as node, ippools or wep.")],
     names: Annotated[list[str] | None, typer.Argument(help="Names; all of the kind without any.")] = None,
