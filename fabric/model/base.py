@@ -10,21 +10,33 @@ updates. What is left out on writing follows the Go structs on the other side:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
-from fabric.model.fields import Annotations, LabelMap, Name, Timestamp
+from fabric.model.fields import Annotations, LabelMap, LabelOrEmpty, Name, Timestamp, broken
 
 API_VERSION: Final = "projectcalico.org/v3"
 ALWAYS: Final = "written at its zero value too"
 
 Tree: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Annotates a field that is absent unless given (a pointer in Go) with what its absence means.
+
+    `value` is a JSON value, or a phrase in parentheses where it depends on something else.
+    """
+
+    value: object
 
 
 class Model(BaseModel):
@@ -52,7 +64,7 @@ class Metadata(Model):
     """Kubernetes' ObjectMeta, as far as anyone here sets it; the rest is kept as unknown fields."""
 
     name: Name
-    namespace: str = ""
+    namespace: LabelOrEmpty = ""
     uid: str = ""
     # Read from files that a `get` printed, and never written: the key's own revision is the truth.
     resource_version: str = Field(default="", exclude=True)
@@ -62,6 +74,18 @@ class Metadata(Model):
     annotations: Annotations = Field(default_factory=dict)
     owner_references: tuple[Mapping[str, Any], ...] = ()
     finalizers: tuple[str, ...] = ()
+
+
+def named(pattern: str, rule: str) -> AfterValidator:
+    """Accept metadata whose name `pattern` matches as a whole: what a kind asks beyond `Name`."""
+    compiled = re.compile(pattern)
+
+    def validate(metadata: Metadata) -> Metadata:
+        if not compiled.fullmatch(metadata.name):
+            raise broken(rule, "name", value=metadata.name)
+        return metadata
+
+    return AfterValidator(validate)
 
 
 class Resource(Model):

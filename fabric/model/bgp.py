@@ -1,4 +1,7 @@
-"""Decide which BGP settings and peers are valid (Calico's BGPConfiguration and BGPPeer)."""
+"""Decide which BGP settings and peers are valid (Calico's BGPConfiguration and BGPPeer).
+
+Means(…) is what Calico does where the field is absent.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fabric.model.base import Model, Resource
+from fabric.model.base import Means, Model, Resource
 from fabric.model.fields import (
     AnyAddress,
     AnyPrefix,
@@ -21,10 +24,21 @@ from fabric.model.fields import (
     IPv4,
     IPv6,
     Name,
+    NameOrEmpty,
+    PortNumber,
     SelectorText,
+    broken,
+    matching,
+    valid_community,
 )
 
-ListenPort = Annotated[int, Field(strict=True, ge=1, le=65535)]
+IgnoredInterface = Annotated[
+    str,
+    matching(
+        r"(?!\*$)[a-zA-Z0-9_.*-]{1,15}", "must be an interface's name, with * for any text but not alone"
+    ),
+]
+RoutePriority = Annotated[int, Field(strict=True, ge=1, le=2_147_483_646)]
 
 
 class CIDRBlock(Model):
@@ -34,15 +48,22 @@ class CIDRBlock(Model):
 
 
 class NamedCommunity(Model):
-    name: str
+    name: Name
     value: Community
+
+
+def _community_or_name(text: str) -> str:
+    return valid_community(text) if ":" in text else text
+
+
+CommunityOrName = Annotated[str, AfterValidator(_community_or_name)]
 
 
 class PrefixAdvertisement(Model):
     """`communities` are values, or names that the configuration's `communities` define."""
 
     cidr: AnyPrefix
-    communities: tuple[str, ...] = ()
+    communities: tuple[CommunityOrName, ...] = ()
 
 
 class Password(Model):
@@ -50,31 +71,49 @@ class Password(Model):
 
 
 class BGPConfigurationSpec(Model):
-    log_severity_screen: Literal["Debug", "Info", "Warning", "Error", "Fatal"] = "Info"
-    node_to_node_mesh_enabled: Flag | None = None
-    as_number: ASNumber | None = None
+    log_severity_screen: Literal["Trace", "Debug", "Info", "Warning", "Error", "Fatal"] = "Info"
+    node_to_node_mesh_enabled: Annotated[Flag | None, Means(True)] = None
+    as_number: Annotated[ASNumber | None, Means(64512)] = None
     service_load_balancer_ips: tuple[CIDRBlock, ...] = Field(default=(), alias="serviceLoadBalancerIPs")
     service_external_ips: tuple[CIDRBlock, ...] = Field(default=(), alias="serviceExternalIPs")
     service_cluster_ips: tuple[CIDRBlock, ...] = Field(default=(), alias="serviceClusterIPs")
     service_load_balancer_aggregation: Literal["Enabled", "Disabled"] = "Enabled"
     communities: tuple[NamedCommunity, ...] = ()
     prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
-    listen_port: ListenPort | None = None
+    listen_port: Annotated[PortNumber | None, Means(179)] = None
     node_mesh_password: Password | None = None
-    node_mesh_max_restart_time: Duration | None = None
-    bind_mode: Literal["None", "NodeIP"] | None = None
-    ignored_interfaces: tuple[str, ...] = ()
+    node_mesh_max_restart_time: Annotated[Duration | None, Means("120s")] = None
+    bind_mode: Annotated[Literal["None", "NodeIP"] | None, Means("None")] = None
+    ignored_interfaces: tuple[IgnoredInterface, ...] = ()
     local_workload_peering_ipv4: IPv4 | None = Field(default=None, alias="localWorkloadPeeringIPV4")
     local_workload_peering_ipv6: IPv6 | None = Field(default=None, alias="localWorkloadPeeringIPV6")
-    program_cluster_routes: Literal["Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"] | None = (
-        None
-    )
-    ipv4_normal_route_priority: Int | None = None
-    ipv6_normal_route_priority: Int | None = None
+    program_cluster_routes: Annotated[
+        Literal["Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"] | None,
+        Means("EnabledNoEncapOnly"),
+    ] = None
+    ipv4_normal_route_priority: Annotated[RoutePriority | None, Means(1024)] = None
+    ipv6_normal_route_priority: Annotated[RoutePriority | None, Means(1024)] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        meshed = self.node_to_node_mesh_enabled is not False
+        if not meshed and (self.node_mesh_password or self.node_mesh_max_restart_time):
+            raise ValueError("nodeMeshPassword and nodeMeshMaxRestartTime need nodeToNodeMeshEnabled")
+        if self.communities and not self.prefix_advertisements:
+            raise ValueError("communities are named and no prefixAdvertisements use them")
+        names = {community.name for community in self.communities}
+        for index, advertisement in enumerate(self.prefix_advertisements):
+            for text in advertisement.communities:
+                if ":" not in text and text not in names:
+                    rule = "names no community of this configuration"
+                    raise broken(rule, "prefixAdvertisements", index, "communities", value=text)
+        return self
 
 
 class BGPConfiguration(Resource):
-    """Named `default`, or `node.<name>` for one node's own (which may set only a few of these)."""
+    """`default` is the cluster's; of one named `node.<name>` only prefixAdvertisements, listenPort and
+    logSeverityScreen count, for that node; any other name counts for nothing.
+    """
 
     kind: Literal["BGPConfiguration"] = "BGPConfiguration"
     spec: BGPConfigurationSpec = Field(default_factory=BGPConfigurationSpec)
@@ -97,37 +136,49 @@ def _peer_ip(text: str) -> str:
     return text
 
 
+PeerIP = Annotated[str, AfterValidator(_peer_ip)]
+
+
 class BGPPeerSpec(Model):
     """`peer_ip` stays text, since it may carry a port. An absent `source_address` means UseNodeIP."""
 
-    node: str = ""
+    node: NameOrEmpty = ""
     node_selector: SelectorText = ""
-    peer_ip: Annotated[str, AfterValidator(_peer_ip)] | None = Field(default=None, alias="peerIP")
+    peer_ip: PeerIP | None = Field(default=None, alias="peerIP")
     as_number: ASNumber | None = None
     peer_selector: SelectorText = ""
     local_workload_selector: SelectorText = ""
-    local_as_number: ASNumber | None = Field(default=None, alias="localASNumber")
+    local_as_number: Annotated[ASNumber | None, Means("(the node's)")] = Field(
+        default=None, alias="localASNumber"
+    )
     keep_original_next_hop: Flag = False
-    next_hop_mode: Literal["Auto", "Self", "Keep"] | None = None
+    next_hop_mode: Annotated[Literal["Auto", "Self", "Keep"] | None, Means("Auto")] = None
     password: Password | None = None
-    source_address: Literal["UseNodeIP", "None"] | None = None
-    max_restart_time: Duration | None = None
-    keepalive_time: Duration | None = None
-    num_allowed_local_as_numbers: Int | None = Field(default=None, alias="numAllowedLocalASNumbers")
+    source_address: Annotated[Literal["UseNodeIP", "None"] | None, Means("UseNodeIP")] = None
+    max_restart_time: Annotated[Duration | None, Means("120s")] = None
+    keepalive_time: Annotated[Duration | None, Means("(a third of the hold time)")] = None
+    num_allowed_local_as_numbers: Annotated[Int | None, Means(0)] = Field(
+        default=None, alias="numAllowedLocalASNumbers"
+    )
     ttl_security: Annotated[int, Field(strict=True, ge=0, le=255)] | None = None
     reachable_by: AnyAddress | None = None
     filters: tuple[Name, ...] = ()
-    reverse_peering: Literal["Auto", "Manual"] | None = None
+    reverse_peering: Annotated[Literal["Auto", "Manual"] | None, Means("Auto")] = None
 
     @model_validator(mode="after")
     def _names_one_peer(self) -> Self:
         if self.node and self.node_selector:
             raise ValueError("node and nodeSelector exclude each other")
-        by_address = self.peer_ip is not None or self.as_number is not None
-        if self.peer_selector and by_address:
+        if self.peer_selector and (self.peer_ip is not None or self.as_number):
             raise ValueError("peerSelector excludes peerIP and asNumber, which come from the nodes selected")
-        if self.local_workload_selector and self.as_number is None:
+        if self.local_workload_selector and not self.as_number:
             raise ValueError("localWorkloadSelector needs asNumber")
+        if self.local_workload_selector and (self.peer_ip is not None or self.peer_selector):
+            raise ValueError("localWorkloadSelector excludes peerIP and peerSelector")
+        if self.keep_original_next_hop and self.next_hop_mode is not None:
+            raise ValueError("keepOriginalNextHop and nextHopMode exclude each other; use nextHopMode")
+        if self.reachable_by and self.peer_ip is None:
+            raise ValueError("reachableBy needs peerIP")
         gateway = self.reachable_by
         if gateway and self.peer_ip and (gateway.version == 6) != (self.peer_ip.count(":") > 1):
             raise ValueError(f"reachableBy {gateway} is not of the family of peerIP {self.peer_ip}")

@@ -1,15 +1,29 @@
-"""Decide what a resource becomes when it is first written, and when a file is applied over it."""
+"""Decide what a resource becomes when it is first written, applied, replaced, patched or labelled.
+
+All pure. `stored` is what stands in the datastore with its revision as metadata.resourceVersion; a
+function that finds nothing to change returns `stored` itself, so that nobody writes it again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
-from fabric.model.base import Metadata, Model, Resource, tree
+from fabric.errors import ConfigError, Conflict, Taken
+from fabric.model.base import Metadata, Model, Resource, Tree, tree
+from fabric.model.wire import Problem, dotted, from_tree
 
 M = TypeVar("M", bound=Model)
+
+# What names an object, or says since when it is: another value would make it another object.
+_FIXED = (("kind",), ("apiVersion",), ("metadata", "name"), ("metadata", "namespace"), ("metadata", "uid"),
+          ("metadata", "creationTimestamp"))  # fmt: skip
+
+
+# Strategic is what calicoctl does: a merge, since no list of these kinds has a merge key.
+PatchType: TypeAlias = Literal["strategic", "merge", "json"]
 
 
 def stamped(resource: Resource, now: datetime, uid: UUID) -> Resource:
@@ -25,6 +39,32 @@ def stamped(resource: Resource, now: datetime, uid: UUID) -> Resource:
     return resource.model_copy(update={"metadata": metadata.model_copy(update=stamps)})
 
 
+def at_revision(resource: Resource, revision: int) -> Resource:
+    """Return `resource` as read from a key at `revision`."""
+    metadata = resource.metadata.model_copy(update={"resource_version": str(revision)})
+    return resource.model_copy(update={"metadata": metadata})
+
+
+def shown(resource: Resource) -> Tree:
+    """Return what an operator sees: as stored, and the resourceVersion, which is the key's and not in its value."""
+    value = tree(resource)
+    if version := resource.metadata.resource_version:
+        value["metadata"] = {**value["metadata"], "resourceVersion": version}
+    return value
+
+
+def without_noise(resource: Resource) -> Resource:
+    """Return `resource` less what no operator writes: status, identity and times."""
+    noise = {"uid": "", "resource_version": "", "generation": None, "creation_timestamp": None}
+    fields: dict[str, object] = {"metadata": resource.metadata.model_copy(update=noise)}
+    if "status" in type(resource).model_fields:
+        fields["status"] = None
+    bare = resource.model_copy(update=fields)
+    extra = {name: value for name, value in (bare.model_extra or {}).items() if name != "status"}
+    object.__setattr__(bare, "__pydantic_extra__", extra)
+    return bare
+
+
 def applied(stored: Resource, wanted: Resource) -> Resource:
     """Return what to write when an operator applies `wanted` over `stored`: `stored` itself if no change.
 
@@ -37,8 +77,141 @@ def applied(stored: Resource, wanted: Resource) -> Resource:
         if isinstance(value, Model):
             fields[name] = _keeping_unknown(getattr(stored, name), value)
     fields["metadata"] = _applied_metadata(stored.metadata, wanted.metadata)
-    merged = _copied(stored, fields, wanted.model_extra)
-    return stored if tree(merged.as_written()) == tree(stored) else merged
+    return _if_different(stored, _copied(stored, fields, wanted.model_extra))
+
+
+def replaced(stored: Resource, wanted: Resource) -> Resource:
+    """Return what to write when `wanted` takes the place of `stored`: only identity and an ungiven status stay."""
+    kept = {"uid": stored.metadata.uid, "creation_timestamp": stored.metadata.creation_timestamp}
+    fields: dict[str, object] = {"metadata": wanted.metadata.model_copy(update=kept)}
+    if "status" in type(wanted).model_fields and "status" not in wanted.model_fields_set:
+        fields["status"] = getattr(stored, "status", None)
+    return _if_different(stored, wanted.model_copy(update=fields))
+
+
+def patched(stored: Resource, patch: object, how: PatchType) -> Resource:
+    """Return `stored` changed by `patch`, JSON values; `stored` itself if that changes nothing.
+
+    A field that its kind does not have is refused, unless it stands in `stored` already.
+
+    Raises:
+        ConfigError: the patch cannot be applied, or what comes out breaks a rule of the kind.
+        Conflict: it names a resourceVersion, and another one is stored.
+    """
+    before = shown(stored)
+    if how == "json":
+        after = _json_patched(before, patch)
+    else:
+        if not isinstance(patch, Mapping):
+            raise ConfigError(f"the patch must be a mapping for the type {how}; -t json takes a list")
+        if how == "strategic":
+            _refuse_directives(patch, ())
+        after = merge_patch(before, patch)
+    return _reread(stored, before, after)
+
+
+def labelled(
+    stored: Resource, labels: Mapping[str, str], remove: Collection[str], *, overwrite: bool
+) -> Resource:
+    """Return `stored` with `labels` set and the labels `remove` taken off.
+
+    Raises:
+        Taken: a label has another value, and `overwrite` does not allow to change it.
+        ConfigError: a label to remove is not there, or a new one breaks a rule.
+    """
+    there = dict(stored.metadata.labels)
+    if missing := [key for key in remove if key not in there]:
+        raise ConfigError(f"label {missing[0]}: is not on it; it cannot be removed")
+    if held := [key for key, value in labels.items() if not overwrite and there.get(key, value) != value]:
+        raise Taken(f'label {held[0]}: is "{there[held[0]]}" already; give --overwrite to change it')
+    after = {key: value for key, value in (there | dict(labels)).items() if key not in remove}
+    before = shown(stored)
+    return _reread(stored, before, {**before, "metadata": {**before["metadata"], "labels": after}})
+
+
+def merge_patch(target: object, patch: object) -> object:
+    """Return `target`, JSON values, changed by `patch` as RFC 7396 has it: null removes, maps are merged."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def _json_patched(before: Tree, patch: object) -> object:
+    import jsonpatch  # only here: nobody else should wait for it
+
+    if not isinstance(patch, list):
+        raise ConfigError("the patch must be a list of operations for the type json (RFC 6902)")
+    try:
+        return jsonpatch.apply_patch(before, patch)
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as err:
+        raise ConfigError(f"the patch cannot be applied: {err}") from None
+
+
+def _refuse_directives(patch: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    """Refuse what a strategic merge patch does and RFC 7396 does not."""
+    for key, value in patch.items():
+        where = (*path, key)
+        if key.startswith("$") or where in {("metadata", "finalizers"), ("metadata", "ownerReferences")}:
+            raise ConfigError(
+                f"{dotted(where)}: is not supported in a strategic patch; lists are replaced whole (-t merge), "
+                "and -t json changes single items"
+            )
+        if isinstance(value, Mapping):
+            _refuse_directives(value, where)
+
+
+def _reread(stored: Resource, before: Tree, after: object) -> Resource:
+    """Check what became of `before`, the tree of `stored`, and return it as a resource."""
+    for path in _FIXED:
+        if _at(before, path) != (now := _at(after, path)):
+            raise ConfigError(f"{dotted(path)}: {now!r}: cannot be changed; it is {_at(before, path)!r}")
+    if (wanted := _at(after, ("metadata", "resourceVersion"))) != stored.metadata.resource_version:
+        raise stale(wanted, stored.metadata.resource_version)
+    read = from_tree(after, unknown="forbid")
+    if isinstance(read, tuple):
+        # A newer tool's fields were there before, and are not this patch's mistake.
+        mistakes = [p for p in read if not (_is_unknown(p) and _at(before, p.path) is not None)]
+        if mistakes:
+            raise ConfigError("; ".join(map(str, mistakes)))
+        read = from_tree(after)
+    if isinstance(read, tuple):
+        raise ConfigError("; ".join(map(str, read)))
+    return _if_different(stored, read)
+
+
+def stale(wanted: object, stands: object) -> Conflict:
+    """Return the error for a change made on another revision than the one that is stored."""
+    now = f"revision {stands} is stored now" if stands else "nothing is stored there any more"
+    return Conflict(
+        f"the change was made on resourceVersion {wanted}, and {now}: somebody else was first; get it again and "
+        "redo the change, or leave resourceVersion out to write whatever stands there"
+    )
+
+
+def _is_unknown(problem: Problem) -> bool:
+    return problem.rule == "no such field"
+
+
+def _at(value: object, path: tuple[str | int, ...]) -> object:
+    for step in path:
+        match value, step:
+            case dict(), str() if step in value:
+                value = value[step]
+            case list(), int() if step < len(value):
+                value = value[step]
+            case _:
+                return None
+    return value
+
+
+def _if_different(stored: Resource, after: Resource) -> Resource:
+    return stored if tree(after.as_written()) == tree(stored) else after
 
 
 def _applied_metadata(stored: Metadata, wanted: Metadata) -> Metadata:
@@ -63,16 +236,3 @@ def _copied(model: M, fields: Mapping[str, object], extra: Mapping[str, object] 
     # It is None, not empty, where unknown fields were forbidden on reading.
     object.__setattr__(copied, "__pydantic_extra__", {**(copied.model_extra or {}), **(extra or {})})
     return copied
-
-
-def merge_patch(target: object, patch: object) -> object:
-    """Return `target`, JSON values, changed by `patch` as RFC 7396 has it: null removes, maps are merged."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge_patch(merged.get(key), value)
-    return merged

@@ -11,7 +11,7 @@ from fabric.model.fields import Flag
 
 
 class ClusterInformationSpec(Model):
-    """`datastore_ready` False is Calico's migration lock; it is read and kept, and no agent of ours heeds it."""
+    """`datastore_ready` False is Calico's migration lock: agents wait, attach nothing and remove nothing."""
 
     cluster_guid: str = Field(default="", alias="clusterGUID")
     cluster_type: str = ""

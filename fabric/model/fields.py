@@ -19,12 +19,16 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import Annotated, TypeAlias
+from math import isfinite
+from typing import Annotated, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
+from pydantic_core import PydanticCustomError
 
 from fabric.errors import ConfigError
 from policy import selector
+
+T = TypeVar("T")
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Prefix: TypeAlias = IPv4Network | IPv6Network
@@ -32,9 +36,14 @@ Prefix: TypeAlias = IPv4Network | IPv6Network
 MAX_SELECTOR = 1024  # characters; Calico's schema has the same limit
 MAX_ANNOTATIONS = 256 * 1024  # bytes, keys and values together
 
-_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_DNS_NAME = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*"
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_NAME = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def broken(rule: str, *path: str | int, value: object = None) -> PydanticCustomError:
+    """Return the error to raise from a validator when `rule` is broken at `path` below what it validates."""
+    return PydanticCustomError("broken_rule", "{rule}", {"rule": rule, "path": path, "value": value})
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
@@ -49,15 +58,27 @@ def matching(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(validate)
 
 
+def no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("holds a value more than once")
+    return values
+
+
 def _name(text: str) -> str:
-    if len(text) > 253 or not re.fullmatch(_DNS_NAME, text):
+    if len(text) > 253 or not re.fullmatch(DNS_NAME, text):
         raise ValueError("a name is lower-case letters, digits, '-' and '.', at most 253 characters")
     return text
 
 
-def _labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+def _label(text: str) -> str:
+    if len(text) > 63 or not re.fullmatch(DNS_LABEL, text):
+        raise ValueError("must be at most 63 lower-case letters, digits and '-'")
+    return text
+
+
+def valid_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in labels.items():
-        if not re.fullmatch(rf"({_DNS_NAME}/)?{_WORD}", key):
+        if not re.fullmatch(rf"({DNS_NAME}/)?{_WORD}", key):
             raise ValueError(f'label key "{key}" is not [prefix/]name, with a name of 1 to 63 characters')
         if not re.fullmatch(rf"({_WORD})?", value):
             raise ValueError(f'label {key}: "{value}" is not up to 63 letters, digits, "-", "_" and "."')
@@ -124,8 +145,28 @@ def _host_prefix(prefix: Prefix) -> Prefix:
     return prefix
 
 
-def _rule_net(text: str) -> Prefix:
-    return ip_network(text, strict=False)
+def _of_version(version: int) -> AfterValidator:
+    def validate(prefix: Prefix) -> Prefix:
+        if prefix.version != version:
+            raise ValueError(f"must be an IPv{version} prefix")
+        return prefix
+
+    return AfterValidator(validate)
+
+
+def _net(value: object) -> Prefix:
+    """Return the prefix `value` writes, an address being a prefix of its own, host bits cut off."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        return ip_network(_unscoped(value) if isinstance(value, str) else "", strict=False)
+    except ValueError as err:
+        scope = isinstance(value, str) and "%" in value
+        raise ValueError(str(err) if scope else "must be an IP address or a prefix") from None
+
+
+def _rule_net(value: object) -> Prefix:
+    return _prefix(value) if isinstance(value, str) and "/" in value else _net(value)
 
 
 def _as_number(value: object) -> object:
@@ -153,6 +194,67 @@ def _selector(text: str) -> str:
     return text
 
 
+def _mentions_global(term: selector.Selector) -> bool:
+    match term:
+        case selector.Global():
+            return True
+        case selector.Not(inner):
+            return _mentions_global(inner)
+        case selector.And(terms) | selector.Or(terms):
+            return any(map(_mentions_global, terms))
+    return False
+
+
+def _local_selector(text: str) -> str:
+    if _mentions_global(selector.parse(text)):
+        raise ValueError(
+            "global() has a meaning in the namespaceSelector of a rule's source or destination only"
+        )
+    return text
+
+
+def _namespace_selector(text: str) -> str:
+    alone = re.fullmatch(r"[ \t]*global\([ \t]*\)[ \t]*", text)
+    if not alone and _mentions_global(selector.parse(text)):
+        raise ValueError("global() stands alone, with no other term and no parentheses")
+    return text
+
+
+def _order(value: object) -> object:
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            # As Go writes a float64: a whole one without a point.
+            return int(value) if float(value).is_integer() else float(value)
+    except OverflowError:
+        pass
+    raise ValueError("must be a number")
+
+
+def valid_community(text: str) -> str:
+    parts = text.split(":")
+    limit = {2: 0xFFFF, 3: 0xFFFFFFFF}.get(len(parts), -1)
+    if not all(re.fullmatch(r"[0-9]{1,10}", part) and int(part) <= limit for part in parts):
+        raise ValueError("must be aa:nn of 0 to 65535 each, or aa:nn:mm of 0 to 4294967295 each")
+    return text
+
+
+def _port_name(text: str) -> str:
+    if len(text) > 15 or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) or text.isdigit():
+        raise ValueError(
+            "must be 1 to 15 lower-case letters, digits and single '-', with at least one letter"
+        )
+    return text
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(duration: str) -> float:
+    """Return a valid `Duration` in seconds: 90.0 for "1m30s"."""
+    parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", duration)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
 def _port_match(value: object) -> object:
     """Calico's grammar: all digits are a port, digits:digits a range, anything else a port's name."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -166,6 +268,12 @@ def _port_match(value: object) -> object:
     if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,128}", text):
         raise ValueError("must be a port, MIN:MAX, or the name of a port")
     return value
+
+
+def _ported(protocol: int | str) -> int | str:
+    if protocol not in {"TCP", "UDP", "SCTP", 6, 17, 132}:
+        raise ValueError("must be TCP, UDP or SCTP, which have ports")
+    return protocol
 
 
 _PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "ICMP", "ICMPv6", "SCTP", "UDPLite")}
@@ -185,19 +293,26 @@ Flag: TypeAlias = Annotated[bool, Strict()]
 Int: TypeAlias = Annotated[int, Strict()]
 Port: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=65535)]
 Name: TypeAlias = Annotated[str, AfterValidator(_name)]
-LabelMap: TypeAlias = Annotated[Mapping[str, str], AfterValidator(_labels)]
+NameOrEmpty: TypeAlias = Annotated[str, AfterValidator(lambda text: text and _name(text))]
+LabelOrEmpty: TypeAlias = Annotated[str, AfterValidator(lambda text: text and _label(text))]
+LabelMap: TypeAlias = Annotated[Mapping[str, str], AfterValidator(valid_labels)]
 Annotations: TypeAlias = Annotated[Mapping[str, str], AfterValidator(_annotations)]
 Timestamp: TypeAlias = Annotated[datetime, PlainValidator(_timestamp)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]
+LocalSelector: TypeAlias = Annotated[str, AfterValidator(_selector), AfterValidator(_local_selector)]
+NamespaceSelector: TypeAlias = Annotated[str, AfterValidator(_selector), AfterValidator(_namespace_selector)]
+Order: TypeAlias = Annotated[int | float, PlainValidator(_order)]
 ASNumber: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=0xFFFFFFFF), BeforeValidator(_as_number)]
 PortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match)]
 Protocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol)]
+PortedProtocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol), AfterValidator(_ported)]
 Duration: TypeAlias = Annotated[
-    str, matching(r"([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", "must be a duration, such as 120s or 2m")
+    str, matching(r"0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+", "must be a duration, such as 120s or 2m")
 ]
-Community: TypeAlias = Annotated[
-    str, matching(r"[0-9]{1,5}:[0-9]{1,5}|[0-9]{1,10}(:[0-9]{1,10}){2}", "must be aa:nn or aa:nn:mm")
-]
+Community: TypeAlias = Annotated[str, AfterValidator(valid_community)]
+PortName: TypeAlias = Annotated[str, AfterValidator(_port_name)]
+PortNameOrEmpty: TypeAlias = Annotated[str, AfterValidator(lambda text: text and _port_name(text))]
+PortNumber: TypeAlias = Annotated[int, Strict(), Field(ge=1, le=65535)]
 InterfaceName: TypeAlias = Annotated[
     str, matching(r"[a-zA-Z0-9_.-]{1,15}", "must be 1 to 15 letters, digits, '_', '.' and '-'")
 ]
@@ -220,7 +335,8 @@ IPv6WithPrefix: TypeAlias = Annotated[
     _read((IPv6Interface,), IPv6Interface, "must be an IPv6 address with its prefix length, as fd00::1/64"),
 ]
 AnyPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix)]
+V4Prefix: TypeAlias = Annotated[IPv4Network, PlainValidator(_prefix), _of_version(4)]
+V6Prefix: TypeAlias = Annotated[IPv6Network, PlainValidator(_prefix), _of_version(6)]
 HostPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix), AfterValidator(_host_prefix)]
-RuleNet: TypeAlias = Annotated[
-    Prefix, _read((IPv4Network, IPv6Network), _rule_net, "must be an IP address or a prefix")
-]
+RuleNet: TypeAlias = Annotated[Prefix, PlainValidator(_rule_net)]
+LooseNet: TypeAlias = Annotated[Prefix, PlainValidator(_net)]

@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import AnyPrefix, Flag, Int, SelectorText
+from fabric.model.fields import AnyPrefix, Flag, SelectorText
 from policy import selector
 
 Encapsulation: TypeAlias = Literal["Never", "Always", "CrossSubnet"]
 Use: TypeAlias = Literal["Workload", "Tunnel", "LoadBalancer"]
+
+BlockSize: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=128)]
 
 _DEFAULT_USES: tuple[Use, ...] = ("Workload", "Tunnel")
 _BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}
 
 
 def _default_block_size(data: Mapping[str, Any]) -> int:
+    """26 for IPv4, 122 for IPv6."""
     return 26 if data["cidr"].version == 4 else 122
 
 
@@ -30,7 +33,7 @@ class IPPoolSpec(Model):
     nat_outgoing: Flag = False
     disabled: Flag = False
     disable_bgp_export: Flag = Field(default=False, alias="disableBGPExport")
-    block_size: Int = Field(default_factory=_default_block_size)
+    block_size: BlockSize = Field(default_factory=_default_block_size)
     node_selector: SelectorText = "all()"
     namespace_selector: SelectorText = ""
     allowed_uses: Annotated[tuple[Use, ...], BeforeValidator(lambda uses: uses or _DEFAULT_USES)] = (
@@ -40,7 +43,8 @@ class IPPoolSpec(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if rule := self._block_rule() or self._encapsulation_rule() or self._selector_rule():
+        rules = (self._block_rule, self._use_rule, self._encapsulation_rule, self._selector_rule)
+        if rule := next(filter(None, (check() for check in rules)), ""):
             raise ValueError(rule)
         return self
 
@@ -60,11 +64,19 @@ class IPPoolSpec(Model):
             return "ipipMode and vxlanMode exclude each other: one of them must be Never"
         if ipip and self.cidr.version == 6:
             return "ipipMode must be Never for IPv6: IPIP carries IPv4 only"
+        if "LoadBalancer" in self.allowed_uses and (ipip or vxlan):
+            return "a LoadBalancer pool has neither ipipMode nor vxlanMode"
+        return ""
+
+    def _use_rule(self) -> str:
         if "LoadBalancer" not in self.allowed_uses:
             return ""
         if set(self.allowed_uses) != {"LoadBalancer"}:
             return "allowedUses: LoadBalancer excludes Workload and Tunnel"
-        return "a LoadBalancer pool has neither ipipMode nor vxlanMode" if ipip or vxlan else ""
+        if self.disable_bgp_export:
+            return "a LoadBalancer pool is announced: disableBGPExport must be false"
+        every = selector.parse(self.node_selector) == selector.All()
+        return "" if every else "a LoadBalancer pool is no node's: nodeSelector must be all()"
 
     def _selector_rule(self) -> str:
         if selector.parse(self.node_selector) == selector.Global():

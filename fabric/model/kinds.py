@@ -6,58 +6,108 @@ A kind is added with its file and one line here; a kind without a class is kept 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Final
 
 from fabric.errors import ConfigError
 from fabric.model.base import API_VERSION, Resource, Unknown
-from fabric.model.bgp import BGPConfiguration, BGPPeer
-from fabric.model.clusterinformation import ClusterInformation
-from fabric.model.ippool import IPPool
-from fabric.model.node import Node
-from fabric.model.profile import Profile
-from fabric.model.workloadendpoint import WorkloadEndpoint
+
+K8S_API_VERSION: Final = "networking.k8s.io/v1"  # of Kubernetes' own network policies
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`plural` is the word in etcd keys; `aliases` are the short forms calicoctl takes as well."""
+    """`plural` is the word in etcd keys; `aliases` are the short forms calicoctl takes as well.
+
+    `module` has the class, imported when it is first asked for: one command needs few of them, and all
+    of them cost it 60 ms.
+    """
 
     name: str
     plural: str
-    cls: type[Resource] = Unknown
+    module: str = ""
     namespaced: bool = False
     aliases: tuple[str, ...] = ()
 
+    @property
+    def cls(self) -> type[Resource]:
+        """The class of its resources; `Unknown` for a kind that is not modelled."""
+        return _class(self.module, self.name) if self.module else Unknown
+
+
+@cache
+def _class(module: str, name: str) -> type[Resource]:
+    found: type[Resource] = getattr(import_module(f"fabric.model.{module}"), name)
+    return found
+
 
 KINDS = (
-    Kind("BGPConfiguration", "bgpconfigurations", BGPConfiguration, aliases=("bgpconfig", "bgpconfigs")),
-    Kind("BGPFilter", "bgpfilters"),
-    Kind("BGPPeer", "bgppeers", BGPPeer, aliases=("bgpp", "bgpps", "bp", "bps")),
+    Kind("BGPConfiguration", "bgpconfigurations", "bgp", aliases=("bgpconfig", "bgpconfigs")),
+    Kind("BGPFilter", "bgpfilters", "bgpfilter", aliases=("bgpf", "bgpfs", "bf", "bfs")),
+    Kind("BGPPeer", "bgppeers", "bgp", aliases=("bgpp", "bgpps", "bp", "bps")),
     Kind("BlockAffinity", "blockaffinities"),
-    Kind("CalicoNodeStatus", "caliconodestatuses"),
+    Kind(
+        "CalicoNodeStatus", "caliconodestatuses", "caliconodestatus", aliases=("nodestatus", "nodestatuses")
+    ),
     Kind(
         "ClusterInformation",
         "clusterinformations",
-        ClusterInformation,
+        "clusterinformation",
         aliases=("clusterinfo", "clusterinfos"),
     ),
-    Kind("FelixConfiguration", "felixconfigurations", aliases=("felixconfig", "felixconfigs")),
-    Kind("GlobalNetworkPolicy", "globalnetworkpolicies", aliases=("gnp", "gnps")),
-    Kind("GlobalNetworkSet", "globalnetworksets"),
-    Kind("HostEndpoint", "hostendpoints", aliases=("hep", "heps")),
-    Kind("IPAMConfiguration", "ipamconfigurations", aliases=("ipamconfig", "ipamconfigs")),
-    Kind("IPPool", "ippools", IPPool, aliases=("ipp", "ipps", "pool", "pools")),
-    Kind("IPReservation", "ipreservations"),
-    Kind("KubeControllersConfiguration", "kubecontrollersconfigurations"),
+    Kind(
+        "FelixConfiguration",
+        "felixconfigurations",
+        "felixconfiguration",
+        aliases=("felixconfig", "felixconfigs"),
+    ),
+    Kind("GlobalNetworkPolicy", "globalnetworkpolicies", "policy", aliases=("gnp", "gnps")),
+    Kind("GlobalNetworkSet", "globalnetworksets", "networkset", aliases=("gnetsets",)),
+    Kind("HostEndpoint", "hostendpoints", "hostendpoint", aliases=("hep", "heps")),
+    Kind(
+        "IPAMConfiguration", "ipamconfigurations", "ipamconfiguration", aliases=("ipamconfig", "ipamconfigs")
+    ),
+    Kind("IPPool", "ippools", "ippool", aliases=("ipp", "ipps", "pool", "pools")),
+    Kind("IPReservation", "ipreservations", "ipreservation", aliases=("reservation", "reservations")),
+    Kind(
+        "KubeControllersConfiguration",
+        "kubecontrollersconfigurations",
+        aliases=("kubecontrollersconfig", "kubecontrollersconfigs"),
+    ),
     Kind("LiveMigration", "livemigrations", namespaced=True),
-    Kind("NetworkPolicy", "networkpolicies", namespaced=True, aliases=("policy", "policies", "np", "nps")),
-    Kind("NetworkSet", "networksets", namespaced=True, aliases=("netset", "netsets")),
-    Kind("Node", "nodes", Node, aliases=("no", "nos")),
-    Kind("Profile", "profiles", Profile, aliases=("pro", "pros")),
-    Kind("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", aliases=("sgnp", "sgnps")),
-    Kind("StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", namespaced=True),
-    Kind("StagedNetworkPolicy", "stagednetworkpolicies", namespaced=True, aliases=("snp", "snps")),
-    Kind("Tier", "tiers"),
-    Kind("WorkloadEndpoint", "workloadendpoints", WorkloadEndpoint, True, ("wep", "weps")),
+    Kind(
+        "NetworkPolicy",
+        "networkpolicies",
+        "policy",
+        namespaced=True,
+        aliases=("policy", "policies", "np", "nps", "pol", "pols"),
+    ),
+    Kind("NetworkSet", "networksets", "networkset", namespaced=True, aliases=("netset", "netsets")),
+    Kind("Node", "nodes", "node", aliases=("no", "nos")),
+    Kind("Profile", "profiles", "profile", aliases=("pro", "pros")),
+    Kind(
+        "StagedGlobalNetworkPolicy",
+        "stagedglobalnetworkpolicies",
+        "policy",
+        aliases=("sgnp", "sgnps"),
+    ),
+    Kind(
+        "StagedKubernetesNetworkPolicy",
+        "stagedkubernetesnetworkpolicies",
+        "policy",
+        namespaced=True,
+        aliases=("stagedkubernetespolicy", "stagedkubernetespolicies", "sknp", "skpol", "skpols"),
+    ),
+    Kind(
+        "StagedNetworkPolicy",
+        "stagednetworkpolicies",
+        "policy",
+        namespaced=True,
+        aliases=("stagedpolicy", "stagedpolicies", "snp", "snps", "spol", "spols"),
+    ),
+    Kind("Tier", "tiers", "tier"),
+    Kind("WorkloadEndpoint", "workloadendpoints", "workloadendpoint", True, ("wep", "weps")),
 )
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
@@ -83,5 +133,7 @@ def lookup(word: str) -> Kind:
 
 def resource_class(kind: str, api_version: str = API_VERSION) -> type[Resource]:
     """Return the class of `kind`; `Unknown` for what is not modelled, or is of another API group."""
+    if (api_version, kind) == (K8S_API_VERSION, "NetworkPolicy"):
+        return _class("k8s", "KubernetesNetworkPolicy")
     known = _BY_NAME.get(kind) if api_version == API_VERSION else None
     return known.cls if known else Unknown

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fabric.model.base import Model, Resource
+from fabric.model.base import Means, Model, Resource
 from fabric.model.fields import AddressText, ASNumber, IPv4, IPv4WithPrefix, IPv6, IPv6WithPrefix, Mac
 
 
 class NodeBGP(Model):
     """`ipv4_address` is the interface's, with the prefix length that CrossSubnet compares by."""
 
-    as_number: ASNumber | None = None
+    as_number: Annotated[ASNumber | None, Means("(the cluster's)")] = None
     ipv4_address: IPv4WithPrefix | None = None
     ipv6_address: IPv6WithPrefix | None = None
     ipv4_ipip_tunnel_addr: IPv4 | None = Field(default=None, alias="ipv4IPIPTunnelAddr")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import chain
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fabric.model.base import Model
-from fabric.model.fields import PortMatch, Prefix, Protocol, RuleNet, SelectorText
+from fabric.model.fields import (
+    Annotations,
+    LocalSelector,
+    Name,
+    NameOrEmpty,
+    NamespaceSelector,
+    PortMatch,
+    Prefix,
+    Protocol,
+    RuleNet,
+    broken,
+)
 
 _PORTED = {"TCP", "UDP", "SCTP", 6, 17, 132}
 _ICMP = {4: {"ICMP", 1}, 6: {"ICMPv6", 58}}
@@ -31,24 +41,26 @@ class ICMP(Model):
 
 class ServiceAccounts(Model):
     names: tuple[str, ...] = ()
-    selector: SelectorText = ""
+    selector: LocalSelector = ""
 
 
 class Services(Model):
-    name: str = ""
-    namespace: str = ""
+    """One service; in a NetworkPolicy an empty `namespace` is the policy's own."""
+
+    name: Name
+    namespace: NameOrEmpty = ""
 
 
 class EntityRule(Model):
     """What one end of the traffic must be; everything given must hold."""
 
     nets: Nets = ()
-    selector: SelectorText = ""
-    namespace_selector: SelectorText = ""
+    selector: LocalSelector = ""
+    namespace_selector: NamespaceSelector = ""
     services: Services | None = None
     ports: Ports = ()
     not_nets: Nets = ()
-    not_selector: SelectorText = ""
+    not_selector: LocalSelector = ""
     not_ports: Ports = ()
     service_accounts: ServiceAccounts | None = None
 
@@ -62,6 +74,37 @@ class EntityRule(Model):
         return self
 
 
+class HTTPPath(Model):
+    exact: Annotated[str, Field(max_length=1024)] = ""
+    prefix: Annotated[str, Field(max_length=1024)] = ""
+
+    @model_validator(mode="after")
+    def _is_one_path(self) -> Self:
+        if bool(self.exact) == bool(self.prefix):
+            raise ValueError("needs either exact or prefix")
+        path = self.exact or self.prefix
+        if not path.startswith("/") or set("? #").intersection(path):
+            raise ValueError('a path begins with "/" and has no "?", "#" or blank')
+        return self
+
+
+class HTTPMatch(Model):
+    """Methods and paths are each alternatives; needs a proxy, so kept and not enforced."""
+
+    methods: Annotated[tuple[str, ...], Field(max_length=20)] = ()
+    paths: Annotated[tuple[HTTPPath, ...], Field(max_length=20)] = ()
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> Self:
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError("a method is given more than once")
+        return self
+
+
+class RuleMetadata(Model):
+    annotations: Annotations = Field(default_factory=dict)
+
+
 class Rule(Model):
     """One rule; `ports` on either side need a protocol that has ports, unless they are names."""
 
@@ -73,22 +116,41 @@ class Rule(Model):
     not_icmp: ICMP | None = Field(default=None, alias="notICMP")
     source: EntityRule | None = None
     destination: EntityRule | None = None
-    http: Mapping[str, Any] | None = None
-    metadata: Mapping[str, Any] | None = None
+    http: HTTPMatch | None = None
+    metadata: RuleMetadata | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.icmp or self.not_icmp) and self.protocol not in _ICMP[4] | _ICMP[6]:
-            raise ValueError("icmp and notICMP need protocol ICMP or ICMPv6")
-        for version, protocols in _ICMP.items():
-            if self.protocol in protocols and self.ip_version not in {None, version}:
-                raise ValueError(f"protocol {self.protocol} needs ipVersion {version}")
-        if self.protocol not in _PORTED and any(map(_is_numeric, self._ports())):
-            raise ValueError("ports need protocol TCP, UDP or SCTP")
-        families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
-        if len(families) > 1:
-            raise ValueError("nets, notNets and ipVersion of one rule must be of one address family")
+        if rule := self._protocol_rule() or self._http_rule() or self._family_rule():
+            raise ValueError(rule)
+        if (
+            self.destination
+            and self.destination.services
+            and self.destination.ports + self.destination.not_ports
+        ):
+            raise ValueError("services as the destination exclude ports and notPorts: a service has its own")
         return self
+
+    def _protocol_rule(self) -> str:
+        if (self.icmp or self.not_icmp) and self.protocol not in _ICMP[4] | _ICMP[6]:
+            return "icmp and notICMP need protocol ICMP or ICMPv6"
+        for version, protocols in _ICMP.items():
+            for protocol in (self.protocol, self.not_protocol):
+                if protocol in protocols and self.ip_version not in {None, version}:
+                    return f"protocol {protocol} needs ipVersion {version}"
+        if self.protocol not in _PORTED and any(map(_is_numeric, self._ports())):
+            return "ports need protocol TCP, UDP or SCTP"
+        return ""
+
+    def _http_rule(self) -> str:
+        if self.http and self.protocol not in {None, "TCP", 6}:
+            return "http needs protocol TCP, or none"
+        return "http needs action Allow" if self.http and self.action != "Allow" else ""
+
+    def _family_rule(self) -> str:
+        families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
+        one = len(families) <= 1
+        return "" if one else "nets, notNets and ipVersion of one rule must be of one address family"
 
     def _entities(self) -> tuple[EntityRule, ...]:
         return tuple(entity for entity in (self.source, self.destination) if entity)
@@ -104,4 +166,37 @@ def _is_numeric(port: int | str) -> bool:
     return isinstance(port, int) or ":" in port
 
 
-Rules = Annotated[tuple[Rule, ...], Field(max_length=1024)]
+def _ingress(rule: Rule) -> Rule:
+    if rule.destination and rule.destination.services:
+        raise broken("an ingress rule has services as its source only", "destination", "services")
+    return rule
+
+
+def _egress(rule: Rule) -> Rule:
+    if rule.source and rule.source.services:
+        raise broken("an egress rule has services as its destination only", "source", "services")
+    if rule.http:
+        raise broken("only ingress rules have http", "http")
+    return rule
+
+
+def _names_namespace(rule: Rule) -> Rule:
+    for end, entity in {"source": rule.source, "destination": rule.destination}.items():
+        if entity and entity.services and not entity.services.namespace:
+            raise broken(
+                "is required: a global policy has no namespace of its own", end, "services", "namespace"
+            )
+    return rule
+
+
+_Limit = Field(max_length=1024)
+
+Rules: TypeAlias = Annotated[tuple[Rule, ...], _Limit]
+IngressRules: TypeAlias = Annotated[tuple[Annotated[Rule, AfterValidator(_ingress)], ...], _Limit]
+EgressRules: TypeAlias = Annotated[tuple[Annotated[Rule, AfterValidator(_egress)], ...], _Limit]
+GlobalIngressRules: TypeAlias = Annotated[
+    tuple[Annotated[Rule, AfterValidator(_ingress), AfterValidator(_names_namespace)], ...], _Limit
+]
+GlobalEgressRules: TypeAlias = Annotated[
+    tuple[Annotated[Rule, AfterValidator(_egress), AfterValidator(_names_namespace)], ...], _Limit
+]

@@ -46,7 +46,7 @@ def from_json(text: str) -> Resource:
         ConfigError: it is no JSON, or breaks a rule of its kind; the message names every field.
     """
     try:
-        value = parse_json(text, allow_inf_nan=False)
+        value = parse_json(text.encode(), allow_inf_nan=False)  # no UTF-8 in etcd is a lone surrogate here
     except ValueError as err:
         raise ConfigError(f"stored value is no JSON: {err}") from None
     read = from_tree(value)
@@ -63,7 +63,7 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
     if not isinstance(value, Mapping):
         return (Problem((), shown(value), "a resource is a mapping with apiVersion, kind and metadata"),)
     api_version, kind = value.get("apiVersion", API_VERSION), value.get("kind")
-    if not isinstance(kind, str) or not isinstance(api_version, str):
+    if not (isinstance(kind, str) and kind and isinstance(api_version, str) and api_version):
         return (Problem(("kind",), shown(kind), "a resource needs a kind and an apiVersion, both text"),)
     try:
         cls = resource_class(kind, api_version)
@@ -107,6 +107,14 @@ _RULES = {
 
 
 def _problem(error: ErrorDetails) -> Problem:
+    if error["type"] == "broken_rule":
+        broken = error["ctx"]
+        return Problem((*error["loc"], *broken["path"]), shown(broken["value"]), broken["rule"])
     value = "" if error["type"] in {"missing", "extra_forbidden"} else shown(error["input"])
     rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    match error:
+        case {"type": "too_long", "ctx": {"max_length": limit, "actual_length": length}}:
+            rule = f"must have at most {limit} entries, not {length}"
+        case {"type": "too_short", "ctx": {"min_length": limit}}:
+            rule = f"must have at least {limit} entry"
     return Problem(error["loc"], value, _RULES.get(error["type"], rule))

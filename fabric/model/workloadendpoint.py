@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fabric.model.base import ALWAYS, Model, Resource
 from fabric.model.fields import (
@@ -16,10 +16,13 @@ from fabric.model.fields import (
     InterfaceName,
     IPv4,
     IPv6,
+    LabelOrEmpty,
     Mac,
     Name,
     Port,
-    Protocol,
+    PortedProtocol,
+    PortNameOrEmpty,
+    PortNumber,
 )
 
 NAMESPACE_LABEL = "projectcalico.org/namespace"
@@ -30,21 +33,33 @@ class IPNAT(Model):
     internal_ip: AnyAddress = Field(alias="internalIP")
     external_ip: AnyAddress = Field(alias="externalIP")
 
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if self.internal_ip.version != self.external_ip.version:
+            raise ValueError("internalIP and externalIP must be of one address family")
+        return self
+
 
 class EndpointPort(Model):
     """A port that policy may name; `host_port` 0 means none is mapped."""
 
-    name: Annotated[str, ALWAYS] = ""
-    protocol: Protocol
-    port: Annotated[int, Field(strict=True, ge=1, le=65535)]
+    name: Annotated[PortNameOrEmpty, ALWAYS] = ""
+    protocol: PortedProtocol
+    port: PortNumber
     host_port: Annotated[Port, ALWAYS] = 0
     host_ip: Annotated[AddressText, ALWAYS] = Field(default="", alias="hostIP")
+
+    @model_validator(mode="after")
+    def _serves_something(self) -> Self:
+        if not self.name and not self.host_port:
+            raise ValueError("needs a name, or a hostPort")
+        return self
 
 
 class WorkloadEndpointSpec(Model):
     """`ip_networks` are single addresses, /32 or /128."""
 
-    orchestrator: str = ""
+    orchestrator: LabelOrEmpty = ""
     workload: str = ""
     node: str = ""
     container_id: str = Field(default="", alias="containerID")
@@ -61,6 +76,13 @@ class WorkloadEndpointSpec(Model):
     ports: tuple[EndpointPort, ...] = ()
     allow_spoofed_source_prefixes: tuple[AnyPrefix, ...] = ()
     qos_controls: Mapping[str, Any] | None = Field(default=None, alias="qosControls")
+
+    @model_validator(mode="after")
+    def _nats_are_own(self) -> Self:
+        own = {network.network_address for network in self.ip_networks}
+        if any(nat.internal_ip not in own for nat in self.ip_nats):
+            raise ValueError("ipNATs: an internalIP must be one of ipNetworks")
+        return self
 
 
 class WorkloadEndpoint(Resource):

@@ -20,6 +20,7 @@ import yaml
 
 from fabric.errors import ConfigError
 from fabric.model.base import API_VERSION, Path, Resource, tree
+from fabric.model.k8s import K8S_API_VERSION
 from fabric.model.kinds import named
 from fabric.model.wire import Problem, from_tree, shown
 
@@ -27,10 +28,10 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 MAX_ALIASES = 100
 MAX_VALUES = 500_000  # after aliases are expanded: a few nested ones can multiply without bound
+TOO_LARGE = f"larger than {MAX_BYTES // 1024 // 1024} MiB; split the file"
+MAX_BROKEN = 100  # documents that are no YAML, before the rest of a file is left unread
 
 _MAX_DIGITS = 100
-
-K8S_API_VERSION = "networking.k8s.io/v1"
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {word: word[0] in "tT" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
@@ -39,6 +40,12 @@ _OCTAL = re.compile(r"0o[0-7]+")
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+_BEGIN = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)
+# What libyaml refuses, and says so as soon as it has read that far, even in the midst of an earlier document.
+_FOREIGN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# JSON writes what lies beyond U+FFFF as two escapes, YAML as one.
+_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +62,67 @@ class Document:
         return self.lines.get(path, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One resource of a file, or everything that is wrong with it; `kind` and `name` are "" where not told."""
+
+    kind: str
+    name: str
+    read: Resource | tuple[Problem, ...]
+    document: Document
+    path: Path = ()  # of the resource in its document
+
+    def line(self, path: Path = ()) -> int:
+        """Return where the resource is, or where `path` in it is."""
+        return self.document.line((*self.path, *path))
+
+
+def unreadable(line: int, rule: str) -> Entry:
+    """Return the entry that stands for what is no resource at all."""
+    return Entry("", "", (Problem((), "", rule),), Document(None, {(): line}))
+
+
 def documents(text: str, filename: str) -> list[Document]:
     """Return every document of `text` that is not empty.
 
     Raises:
         ConfigError: it is not YAML, or beyond a cap; the message begins with FILE:LINE.
     """
-    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
-        raise ConfigError(f"{filename}: larger than {MAX_BYTES // 1024 // 1024} MiB; split the file")
-    try:
-        return [doc for doc in _Reader(text, filename).documents() if doc.value is not None]
-    except (yaml.YAMLError, UnicodeEncodeError) as err:
-        mark = getattr(err, "problem_mark", None) or getattr(err, "context_mark", None)
-        rule = getattr(err, "problem", None) or " ".join(str(err).split())
-        raise ConfigError(f"{filename}:{mark.line + 1 if mark else 1}: {rule}") from None
+    found = []
+    for document in _documents(_within_limit(text, filename)):
+        if isinstance(document, _Unreadable):
+            raise ConfigError(f"{filename}:{document.line}: {document}")
+        found.append(document)
+    return found
+
+
+def entries(text: str) -> Iterator[Entry]:
+    """Yield every resource of a file, sound or not, in order; lists and `…List` kinds are taken apart.
+
+    What is no YAML is one entry, and reading goes on at the next line that begins a document. The caller
+    caps the size.
+    """
+    for document in _documents(text):
+        if isinstance(document, _Unreadable):
+            yield unreadable(document.line, str(document))
+        else:
+            for path, value in _items(document.value):
+                yield Entry(*_told(value), _resource(value), document, path)
 
 
 def load_resources(text: str, filename: str) -> list[Resource]:
-    """Return the resources of a file, in order; `…List` kinds are taken apart.
+    """Return the resources of a file, in order.
 
     Raises:
         ConfigError: with every mistake in the file, a line each: `FILE:LINE: path: value: rule`.
     """
     found: list[Resource] = []
     mistakes: list[str] = []
-    for document in documents(text, filename):
-        for path, value in _items(document.value):
-            read = _resource(value)
-            if isinstance(read, Resource):
-                found.append(read)
-                continue
-            for problem in read:
-                mistakes.append(f"{filename}:{document.line((*path, *problem.path))}: {problem}")
+    for entry in entries(_within_limit(text, filename)):
+        if isinstance(entry.read, Resource):
+            found.append(entry.read)
+        else:
+            mistakes += (f"{filename}:{entry.line(problem.path)}: {problem}" for problem in entry.read)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return found
@@ -94,9 +130,14 @@ def load_resources(text: str, filename: str) -> list[Resource]:
 
 def dump(resource: Resource) -> str:
     """Return `resource` as one block-style document, keys in Calico's order."""
+    return dump_tree(tree(resource))
+
+
+def dump_tree(value: object) -> str:
+    """Return JSON values as one block-style document that reads back as the same values."""
     return str(
         yaml.dump(
-            tree(resource),
+            value,
             Dumper=_Dumper,
             sort_keys=False,
             allow_unicode=True,
@@ -104,6 +145,48 @@ def dump(resource: Resource) -> str:
             width=110,
         )
     )
+
+
+def _within_limit(text: str, filename: str) -> str:
+    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
+        raise ConfigError(f"{filename}: {TOO_LARGE}")
+    return text
+
+
+def _documents(text: str) -> Iterator[Document | _Unreadable]:
+    """Yield each document that is not empty; in place of one that cannot be read, why.
+
+    After that it goes on at the next "---", of which YAML allows none inside a document.
+    """
+    text = text.removeprefix("\ufeff")
+    if text.lstrip()[:1] in {"{", "["}:
+        text = _PAIR.sub(_joined, text)
+    reader = _Reader(text)
+    for _ in range(MAX_BROKEN):
+        try:
+            yield from (document for document in reader.documents() if document.value is not None)
+            return
+        except _Unreadable as err:
+            yield err
+            if err.final or not reader.skip(err.index):
+                return
+    line = reader.line
+    yield _Unreadable(line, 0, f"{MAX_BROKEN} documents before it cannot be read; the rest was not looked at")
+
+
+def _joined(match: re.Match[str]) -> str:
+    high, low = (int(digits, 16) for digits in match.group(2, 3))
+    return f"{match[1]}\\U{0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00:08x}"
+
+
+def _told(value: object) -> tuple[str, str]:
+    """Return the kind and the name that a tree gives itself, "" for what is no text."""
+    if not isinstance(value, dict):
+        return "", ""
+    metadata = value.get("metadata")
+    texts = value.get("kind"), metadata.get("name") if isinstance(metadata, dict) else None
+    kind, name = (text if isinstance(text, str) else "" for text in texts)
+    return kind, name
 
 
 def _items(value: Any) -> Iterator[tuple[Path, Any]]:
@@ -172,24 +255,54 @@ class _Anchored:
     height: int
 
 
+class _Unreadable(Exception):
+    """The document at `index`, counted in characters, is no YAML, or beyond a cap; none after it if `final`."""
+
+    def __init__(self, line: int, index: int, rule: str, *, final: bool = False) -> None:
+        super().__init__(rule)
+        self.line, self.index, self.final = line, index, final
+
+
 class _Reader:
     """One pass over libyaml's events; `_node` recurses, at most MAX_DEPTH deep."""
 
-    def __init__(self, text: str, filename: str) -> None:
-        self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
-        self.filename = filename
+    def __init__(self, text: str) -> None:
+        self.foreign = {match.start(): ord(match[0]) for match in _FOREIGN.finditer(text)}
+        self.text = _FOREIGN.sub("\ufffd", text) if self.foreign else text
+        self.begin = 0  # where the events and their positions count from
+        self.line = 1
+        self.started = 0  # the document being read
         self.anchors: dict[str, _Anchored] = {}
         self.lines: dict[Path, int] = {}
         self.values = self.aliases = self.deepest = 0
 
     def documents(self) -> Iterator[Document]:
-        for event in self.events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                self.anchors, self.lines = {}, {}
-                yield Document(self._node(next(self.events), ()), self.lines)
+        """Yield the documents from `begin` on. Raises _Unreadable, after which `skip` finds a new beginning."""
+        self.events: Iterator[Any] = yaml.parse(self.text[self.begin :], Loader=yaml.CSafeLoader)
+        try:
+            for event in self.events:
+                if isinstance(event, yaml.DocumentStartEvent):
+                    self.anchors, self.lines = {}, {}
+                    self.started = self._index(event)
+                    value = self._node(next(self.events), ())
+                    self._refuse_foreign(self._index(next(self.events)))
+                    yield Document(value, self.lines)
+        except yaml.MarkedYAMLError as err:
+            mark: Any = err.problem_mark or err.context_mark
+            rule = str(err.problem or err.context)
+            raise _Unreadable(self.line + mark.line, self.begin + mark.index, rule) from None
+
+    def skip(self, index: int) -> bool:
+        """Begin again at the next document at or behind `index`; False where there is none."""
+        match = _BEGIN.search(self.text, max(index, self.started + 1, self.begin + 1))
+        if match is None:
+            return False
+        self.line += self.text.count("\n", self.begin, match.start())
+        self.begin = match.start()
+        return True
 
     def _node(self, event: Any, path: Path) -> Any:
-        self.lines.setdefault(path, _line(event))
+        self.lines.setdefault(path, self._line(event))
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, path)
         before, deepest = self.values, self.deepest
@@ -220,7 +333,7 @@ class _Reader:
                 first = self.lines[(*path, event.value)]
                 raise self._error(event, f'key "{event.value}" is given twice, first on line {first}')
             # The line of a field is its key's: that of a block value is the next one.
-            self.lines[(*path, event.value)] = _line(event)
+            self.lines[(*path, event.value)] = self._line(event)
             value[event.value] = self._node(next(self.events), (*path, event.value))
         return value
 
@@ -244,7 +357,7 @@ class _Reader:
     def _alias(self, event: Any, path: Path) -> Any:
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
-            raise self._error(event, f"more than {MAX_ALIASES} aliases")
+            raise self._error(event, f"more than {MAX_ALIASES} aliases", final=True)
         if not (anchored := self.anchors.get(event.anchor)):
             raise self._error(event, f"alias *{event.anchor} has no anchor before it")
         self._grow(event, anchored.size, len(path) + anchored.height)
@@ -254,16 +367,25 @@ class _Reader:
         self.values += values
         self.deepest = max(self.deepest, depth)
         if self.values > MAX_VALUES:
-            raise self._error(event, f"more than {MAX_VALUES} values once its aliases are expanded")
+            rule = f"more than {MAX_VALUES} values once its aliases are expanded"
+            raise self._error(event, rule, final=True)
         if depth > MAX_DEPTH:
             raise self._error(event, f"nested more than {MAX_DEPTH} deep")
 
-    def _error(self, event: Any, rule: str) -> ConfigError:
-        return ConfigError(f"{self.filename}:{_line(event)}: {rule}")
+    def _refuse_foreign(self, end: int) -> None:
+        here = next((at for at in self.foreign if self.begin <= at < end), None)
+        if here is not None:
+            line = self.line + self.text.count("\n", self.begin, here)
+            raise _Unreadable(line, here, f"character U+{self.foreign[here]:04X} is not allowed in YAML")
 
+    def _error(self, event: Any, rule: str, *, final: bool = False) -> _Unreadable:
+        return _Unreadable(self._line(event), self._index(event), rule, final=final)
 
-def _line(event: Any) -> int:
-    return int(event.start_mark.line) + 1
+    def _line(self, event: Any) -> int:
+        return self.line + int(event.start_mark.line)
+
+    def _index(self, event: Any) -> int:
+        return self.begin + int(event.start_mark.index)
 
 
 class _Dumper(yaml.CSafeDumper):

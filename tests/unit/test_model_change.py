@@ -5,8 +5,20 @@ from uuid import UUID
 
 import pytest
 
+from fabric.errors import ConfigError, Conflict, Taken
 from fabric.model.base import Resource
-from fabric.model.change import applied, merge_patch, stamped
+from fabric.model.change import (
+    PatchType,
+    applied,
+    at_revision,
+    labelled,
+    merge_patch,
+    patched,
+    replaced,
+    shown,
+    stamped,
+    without_noise,
+)
 from fabric.model.wire import from_json, to_json
 from fabric.model.yaml import load_resources
 
@@ -75,9 +87,10 @@ def test_the_status_stays_unless_it_is_given() -> None:
 
 
 def test_an_unmodelled_kind_gets_its_spec_replaced_whole() -> None:
-    tier = stored("Tier", {"order": 1, "future": 1})
-    assert written(applied(tier, wanted("Tier", "{order: 2}")))["spec"] == {"order": 2}
-    assert applied(tier, wanted("Tier", "{order: 1, future: 1}")) is tier
+    kind = "KubeControllersConfiguration"
+    before = stored(kind, {"a": 1, "future": 1})
+    assert written(applied(before, wanted(kind, "{a: 2}")))["spec"] == {"a": 2}
+    assert applied(before, wanted(kind, "{a: 1, future: 1}")) is before
 
 
 def test_an_unknown_stored_field_is_not_taken_for_a_known_one_of_the_same_python_name() -> None:
@@ -116,3 +129,102 @@ def test_the_labels_that_endpoints_get_on_writing_are_no_change() -> None:
 )
 def test_a_merge_patch_is_as_in_rfc_7396_appendix_a(target: object, patch: object, want: object) -> None:
     assert merge_patch(target, patch) == want
+
+
+POOL = at_revision(stored("IPPool", {"cidr": "10.0.0.0/16", "future": 1}, labels={"a": "1"}), 7)
+
+
+@pytest.mark.parametrize(
+    ("how", "patch"),
+    [
+        ("strategic", {"spec": {"disabled": True}}),
+        ("merge", {"spec": {"disabled": True, "vxlanMode": None}}),
+        ("merge", {"metadata": {"resourceVersion": "7"}, "spec": {"disabled": True}}),
+        ("json", [{"op": "add", "path": "/spec/disabled", "value": True}]),
+        (
+            "json",
+            [
+                {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                {"op": "add", "path": "/spec/disabled", "value": True},
+            ],
+        ),
+    ],
+)
+def test_a_patch_changes_what_it_names_and_nothing_else(how: PatchType, patch: object) -> None:
+    after = written(patched(POOL, patch, how))
+    assert after["spec"] == {**written(POOL)["spec"], "disabled": True}
+    assert after["metadata"] == written(POOL)["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("how", "patch"), [("merge", {}), ("strategic", {"spec": {"blockSize": 26}}), ("json", [])]
+)
+def test_a_patch_that_changes_nothing_gives_back_the_stored_value(how: PatchType, patch: object) -> None:
+    assert patched(POOL, patch, how) is POOL
+
+
+@pytest.mark.parametrize(
+    ("how", "patch", "why"),
+    [
+        ("merge", [], "must be a mapping"),
+        ("merge", {"spec": {"disable": True}}, "spec.disable: no such field"),
+        ("merge", {"spec": {"blockSize": 99}}, "blockSize 99 must be 20 to 32"),
+        ("merge", {"spec": None}, "spec: is required"),
+        ("merge", {"metadata": {"name": "y"}}, "metadata.name: 'y': cannot be changed; it is 'x'"),
+        ("merge", {"metadata": {"uid": None}}, "metadata.uid: None: cannot be changed"),
+        ("merge", {"kind": "Node"}, "kind: 'Node': cannot be changed"),
+        (
+            "strategic",
+            {"spec": {"allowedUses": {"$patch": "replace"}}},
+            "is not supported in a strategic patch",
+        ),
+        ("strategic", {"metadata": {"finalizers": ["x"]}}, "is not supported in a strategic patch"),
+        ("json", {"spec": {}}, "must be a list of operations"),
+        ("json", [{"op": "remove", "path": "/spec/nope"}], "cannot be applied"),
+        ("json", [{"op": "test", "path": "/spec/cidr", "value": "1"}], "cannot be applied"),
+        ("json", [{"op": "add", "path": 7, "value": "1"}], "Invalid 'path'"),
+        ("json", [{"op": "add", "path": "", "value": []}], "kind: None: cannot be changed"),
+        ("json", ["x"], "cannot be applied"),
+        ("json", [{}], "cannot be applied"),
+    ],
+)
+def test_a_patch_that_would_break_the_object_is_refused(how: PatchType, patch: object, why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        patched(POOL, patch, how)
+    assert why in str(error.value)
+
+
+def test_a_patch_of_an_older_revision_is_a_conflict() -> None:
+    with pytest.raises(Conflict, match="resourceVersion 6, and revision 7 is stored now"):
+        patched(POOL, {"metadata": {"resourceVersion": "6"}}, "merge")
+
+
+def test_labels_are_set_changed_and_removed() -> None:
+    assert labelled(POOL, {"b": "2"}, (), overwrite=False).metadata.labels == {"a": "1", "b": "2"}
+    assert labelled(POOL, {"a": "2"}, (), overwrite=True).metadata.labels == {"a": "2"}
+    assert labelled(POOL, {}, ["a"], overwrite=False).metadata.labels == {}
+    assert labelled(POOL, {"a": "1"}, (), overwrite=False) is POOL
+    with pytest.raises(Taken, match='"1" already; give --overwrite'):
+        labelled(POOL, {"a": "2"}, (), overwrite=False)
+    with pytest.raises(ConfigError, match="label z: is not on it"):
+        labelled(POOL, {}, ["z"], overwrite=False)
+    with pytest.raises(ConfigError, match=r"metadata\.labels"):
+        labelled(POOL, {"a b": "2"}, (), overwrite=False)
+
+
+def test_a_replacement_keeps_who_it_is_and_drops_the_rest() -> None:
+    after = written(replaced(POOL, wanted("IPPool", "{cidr: 10.0.0.0/16, disabled: true}")))
+    assert after["metadata"] == {k: v for k, v in written(POOL)["metadata"].items() if k != "labels"}
+    assert "future" not in after["spec"]
+    assert after["spec"]["disabled"] is True
+
+
+def test_what_is_shown_has_the_revision_and_what_is_compared_has_no_noise() -> None:
+    assert shown(POOL)["metadata"]["resourceVersion"] == "7"
+    node = stored("Node", {}, labels={"a": "1"}, generation=3)
+    assert shown(without_noise(at_revision(node, 9))) == {
+        "kind": "Node",
+        "apiVersion": "projectcalico.org/v3",
+        "metadata": {"name": "x", "labels": {"a": "1"}},
+        "spec": {},
+    }

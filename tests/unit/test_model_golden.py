@@ -1,14 +1,16 @@
 """Files in golden/model: what an operator writes (YAML) and what must be in etcd for it (JSON)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fabric.model.base import Resource, Unknown
-from fabric.model.kinds import KINDS
+from fabric.model.base import Metadata, Resource, Unknown
+from fabric.model.kinds import KINDS, Kind
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import dump, load_resources
+from fabric.model.yaml import documents, dump, load_resources
+from tests import reference
 
 GOLDEN = Path(__file__).parent / "golden" / "model"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
@@ -47,6 +49,35 @@ def test_json_is_read_as_a_file_too(name: str) -> None:
     assert to_json(resource) == stored(name)
 
 
-def test_every_modelled_kind_has_a_golden_file() -> None:
-    modelled = {kind.name for kind in KINDS if kind.cls is not Unknown}
-    assert {load(name).kind for name in NAMES} >= modelled
+def paths(value: object, prefix: str = "") -> Iterator[str]:
+    """Yield every path in `value`, list entries all as "[]"."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            path = f"{prefix}.{key}" if prefix else key
+            yield path
+            yield from paths(below, path)
+    if isinstance(value, list):
+        for entry in value:
+            yield from paths(entry, f"{prefix}[]")
+
+
+def written() -> dict[str, set[str]]:
+    """Return the paths that the files have, by kind."""
+    found: dict[str, set[str]] = {}
+    for name in NAMES:
+        [document] = documents((GOLDEN / f"{name}.yaml").read_text(), name)
+        found.setdefault(document.value["kind"], set()).update(paths(document.value))
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.cls is not Unknown], ids=lambda kind: kind.name
+)
+def test_the_files_of_a_kind_have_each_of_its_fields(kind: Kind) -> None:
+    known = {row.path for row in reference.rows(kind.cls)}
+    assert sorted(known - written()[kind.name]) == []
+
+
+def test_the_files_have_each_field_of_the_metadata() -> None:
+    known = {row.path for row in reference.rows(Metadata, "metadata.")} - {"metadata.resourceVersion"}
+    assert known <= set().union(*written().values())

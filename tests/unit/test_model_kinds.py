@@ -15,6 +15,24 @@ def test_a_kind_answers_to_its_name_plural_and_aliases(word: str) -> None:
     assert lookup(word).cls is IPPool
 
 
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("gnp", "GlobalNetworkPolicy"),
+        ("pol", "NetworkPolicy"),
+        ("sknp", "StagedKubernetesNetworkPolicy"),
+        ("spol", "StagedNetworkPolicy"),
+        ("bf", "BGPFilter"),
+        ("gnetsets", "GlobalNetworkSet"),
+        ("reservations", "IPReservation"),
+        ("nodestatus", "CalicoNodeStatus"),
+        ("kubecontrollersconfig", "KubeControllersConfiguration"),
+    ],
+)
+def test_calicoctls_short_words_mean_what_they_mean_there(word: str, kind: str) -> None:
+    assert lookup(word).name == kind
+
+
 def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r'kind "ippol" is not known; the kinds are .*, ippool, .*, tier,'):
         lookup("ippol")
@@ -23,7 +41,7 @@ def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
 def test_names_lead_to_the_class() -> None:
     assert (named("WorkloadEndpoint"), named("workloadendpoint")) == (lookup("wep"), None)
     assert resource_class("WorkloadEndpoint") is WorkloadEndpoint
-    assert resource_class("Tier") is resource_class("Never seen") is Unknown
+    assert resource_class("LiveMigration") is resource_class("Never seen") is Unknown
     assert resource_class("IPPool", "example.org/v1") is Unknown
 
 

@@ -114,6 +114,14 @@ def test_a_resource_of_another_group_is_kept_whatever_its_kind() -> None:
             "spec: allowedUses: LoadBalancer excludes Workload and Tunnel",
         ),
         (
+            {"cidr": "10.0.0.0/16", "allowedUses": ["LoadBalancer"], "vxlanMode": "Always"},
+            "spec: a LoadBalancer pool has neither ipipMode nor vxlanMode",
+        ),
+        (
+            {"cidr": "10.0.0.0/16", "allowedUses": ["LoadBalancer"], "nodeSelector": "has(a)"},
+            "spec: a LoadBalancer pool is no node's: nodeSelector must be all()",
+        ),
+        (
             {"cidr": "10.0.0.0/16", "nodeSelector": "global()"},
             "spec: nodeSelector: global() has no meaning for nodes",
         ),
@@ -139,6 +147,7 @@ def test_a_pool_that_breaks_a_rule_is_refused(spec: object, rule: str) -> None:
 
 PEER_IP = "must be ADDRESS, A.B.C.D:PORT or [V6]:PORT, with a port of 1 to 65535"
 IPV4_WITH_PREFIX = "must be an IPv4 address with its prefix length, as 192.0.2.1/24"
+COMMUNITY = "must be aa:nn of 0 to 65535 each, or aa:nn:mm of 0 to 4294967295 each"
 WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
 
 
@@ -176,7 +185,97 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
             WRONG_FAMILY,
             f'spec.bgp.ipv4Address: "fd00::1/64": {IPV4_WITH_PREFIX}',
         ),
+        (
+            "BGPPeer",
+            {"localWorkloadSelector": "all()"},
+            "spec: localWorkloadSelector needs asNumber",
+        ),
+        (
+            "BGPPeer",
+            {"localWorkloadSelector": "all()", "asNumber": 1, "peerIP": "192.0.2.1"},
+            "spec: localWorkloadSelector excludes peerIP and peerSelector",
+        ),
+        ("BGPPeer", {"reachableBy": "192.0.2.1"}, "spec: reachableBy needs peerIP"),
+        (
+            "BGPPeer",
+            {"keepOriginalNextHop": True, "nextHopMode": "Keep"},
+            "spec: keepOriginalNextHop and nextHopMode exclude each other; use nextHopMode",
+        ),
+        (
+            "BGPConfiguration",
+            {"nodeToNodeMeshEnabled": False, "nodeMeshMaxRestartTime": "1m"},
+            "spec: nodeMeshPassword and nodeMeshMaxRestartTime need nodeToNodeMeshEnabled",
+        ),
+        (
+            "BGPConfiguration",
+            {"communities": [{"name": "a", "value": "1:70000"}]},
+            f'spec.communities[0].value: "1:70000": {COMMUNITY}',
+        ),
+        (
+            "BGPConfiguration",
+            {"communities": [{"name": "a", "value": "1:1"}]},
+            "spec: communities are named and no prefixAdvertisements use them",
+        ),
+        (
+            "BGPConfiguration",
+            {"prefixAdvertisements": [{"cidr": "10.0.0.0/8", "communities": ["red"]}]},
+            'spec.prefixAdvertisements[0].communities: "red": names no community of this configuration',
+        ),
+        ("BGPConfiguration", {"listenPort": 0}, "spec.listenPort: 0: must be greater than or equal to 1"),
         ("Node", [], "spec: must be a mapping"),
+        ("HostEndpoint", {"interfaceName": "eth0"}, "spec.node: is required"),
+        ("HostEndpoint", {"node": "n"}, "spec: needs interfaceName or expectedIPs"),
+        (
+            "HostEndpoint",
+            {"node": "n", "interfaceName": "*", "ports": [{"name": "a", "protocol": "ICMP", "port": 1}]},
+            'spec.ports[0].protocol: "ICMP": must be TCP, UDP or SCTP, which have ports',
+        ),
+        (
+            "CalicoNodeStatus",
+            {"node": "n", "classes": ["BGP", "BGP"], "updatePeriodSeconds": 10},
+            "spec.classes: holds a value more than once",
+        ),
+        (
+            "CalicoNodeStatus",
+            {"node": "n", "classes": ["BGP"], "updatePeriodSeconds": 86401},
+            "spec.updatePeriodSeconds: 86401: must be less than or equal to 86400",
+        ),
+        (
+            "IPReservation",
+            {"reservedCIDRs": ["10.0.0.0/33"]},
+            'spec.reservedCIDRs[0]: "10.0.0.0/33": must be an IP address or a prefix',
+        ),
+        ("BGPFilter", {"exportV4": [{}]}, "spec.exportV4[0].action: is required"),
+        (
+            "BGPFilter",
+            {"exportV4": [{"action": "Accept", "cidr": "fd00::/8", "matchOperator": "In"}]},
+            'spec.exportV4[0].cidr: "fd00::/8": must be an IPv4 prefix',
+        ),
+        (
+            "BGPFilter",
+            {"importV6": [{"action": "Accept", "cidr": "fd00::/8"}]},
+            "spec.importV6[0]: cidr and matchOperator need each other",
+        ),
+        (
+            "BGPFilter",
+            {"importV4": [{"action": "Accept", "prefixLength": {"min": 8}}]},
+            "spec.importV4[0]: prefixLength needs cidr",
+        ),
+        (
+            "BGPFilter",
+            {"importV4": [{"action": "Reject", "operations": [{"setPriority": {"value": 1}}]}]},
+            "spec.importV4[0]: operations need action Accept",
+        ),
+        (
+            "BGPFilter",
+            {"importV4": [{"action": "Accept", "operations": [{}]}]},
+            "spec.importV4[0].operations[0]: needs exactly one of addCommunity, prependASPath and setPriority",
+        ),
+        (
+            "BGPFilter",
+            {"importV4": [{"action": "Accept", "communities": {"values": ["1:1", "2:2"]}}]},
+            "spec.importV4[0].communities.values: must have at most 1 entries, not 2",
+        ),
         (
             "WorkloadEndpoint",
             {"ipNetworks": ["10.0.0.0/24"]},
@@ -191,7 +290,22 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "BGPConfiguration",
             {"communities": [{"name": "a", "value": "1"}]},
-            'spec.communities[0].value: "1": must be aa:nn or aa:nn:mm',
+            f'spec.communities[0].value: "1": {COMMUNITY}',
+        ),
+        (
+            "WorkloadEndpoint",
+            {"ports": [{"protocol": "TCP", "port": 80}]},
+            "spec.ports[0]: needs a name, or a hostPort",
+        ),
+        (
+            "WorkloadEndpoint",
+            {"ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "fd00::1"}]},
+            "spec.ipNATs[0]: internalIP and externalIP must be of one address family",
+        ),
+        (
+            "WorkloadEndpoint",
+            {"ipNetworks": ["10.0.0.2/32"], "ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "10.1.0.1"}]},
+            "spec: ipNATs: an internalIP must be one of ipNetworks",
         ),
         (
             "Profile",

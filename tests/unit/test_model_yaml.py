@@ -1,3 +1,4 @@
+import json
 from contextlib import suppress
 
 import pytest
@@ -5,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fabric.errors import ConfigError
-from fabric.model.base import Metadata, Unknown
+from fabric.model.base import Metadata, Resource, Unknown
 from fabric.model.wire import from_tree
-from fabric.model.yaml import MAX_BYTES, documents, dump, load_resources
+from fabric.model.yaml import MAX_BYTES, documents, dump, entries, load_resources
 
 HEAD = "apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata:\n  name: {name}\n"
 
@@ -109,6 +110,68 @@ def test_text_that_is_no_yaml_is_a_config_error(text: str) -> None:
     assert refusal(text).startswith("f.yaml:1: ")
 
 
+def read(text: str) -> list[tuple[int, str, str, list[str]]]:
+    """Line, kind, name and what is wrong, of every resource."""
+    return [
+        (e.line(), e.kind, e.name, [] if isinstance(e.read, Resource) else list(map(str, e.read)))
+        for e in entries(text)
+    ]
+
+
+NODE = "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata:\n  name: {}\n"
+NO_API = "apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1"
+
+
+@pytest.mark.parametrize(
+    ("broken", "line", "rule"),
+    [
+        ("a: [\n", 7, "did not find expected node content"),
+        ("a: 1\na: 2\n", 7, 'key "a" is given twice, first on line 6'),
+        ("b: 1\na: \x07\n", 7, "character U+0007 is not allowed in YAML"),
+        ("- " * 70 + "1\n", 6, "nested more than 64 deep"),
+        ("a: !x 1\n", 6, "tag !x is not supported"),
+        ("%YAML 9.9\n", 6, "found incompatible YAML document"),
+        ("\x07\n", 6, "character U+0007 is not allowed in YAML"),
+    ],
+)
+def test_reading_goes_on_behind_a_document_that_is_no_yaml(broken: str, line: int, rule: str) -> None:
+    a, b, c = (NODE.format(name) for name in "abc")
+    text = f"{a}---\n{broken}---\n{b}---\n{broken}---\n{c}"
+    after = 6 + broken.count("\n")
+    found = read(text)
+    assert [entry[:3] for entry in found if entry[1]] == [
+        (1, "Node", "a"),
+        (after + 1, "Node", "b"),
+        (after * 2 + 1, "Node", "c"),
+    ]
+    assert len(found) == 5
+    assert found[1] == (line, "", "", [rule])
+
+
+def test_a_file_of_nothing_but_broken_documents_is_given_up_on() -> None:
+    *_, before, last = read("a: [\n---\n" * 200)
+    assert before == (200, "", "", ["did not find expected node content"])
+    assert last[3] == ["100 documents before it cannot be read; the rest was not looked at"]
+
+
+def test_what_is_told_of_a_resource_that_is_none_is_its_kind_and_name() -> None:
+    text = "kind: Node\nmetadata: {name: [a]}\n---\n- kind: 1\n- metadata: {name: b}\n- 7\n---\nmetadata: []\n"
+    assert read(text) == [
+        (1, "Node", "", [NO_API]),
+        (4, "", "", [NO_API]),
+        (5, "", "b", [NO_API]),
+        (6, "", "", ["7: a resource is a mapping with apiVersion, kind and metadata"]),
+        (8, "", "", [NO_API]),
+    ]
+
+
+@pytest.mark.parametrize("value", ["😀", "\\ud83d\\ude00", "é", "/", "\t", '"', "\\", "\\😀"])
+def test_json_may_be_escaped_and_indented_as_json_is(value: str) -> None:
+    text = json.dumps({"kind": "Node", "a": value}, indent="\t").replace("/", "\\/")
+    [document] = documents(text, "f.json")
+    assert document.value == {"kind": "Node", "a": value}
+
+
 def test_every_mistake_of_a_file_is_listed() -> None:
     text = (
         HEAD.format(kind="IPPool", name="Pods")
@@ -140,16 +203,6 @@ def test_a_list_kind_and_a_plain_list_are_taken_apart() -> None:
     assert [resource.metadata.name for resource in load_resources(listed, "f.yaml")] == ["a", "b", "c"]
 
 
-def test_kubernetes_policies_are_kept_as_they_are() -> None:
-    text = (
-        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
-        "metadata: {name: a, namespace: b}\nspec: {podSelector: {}}\n"
-    )
-    [policy] = load_resources(text, "f.yaml")
-    assert type(policy) is Unknown
-    assert policy.model_extra == {"spec": {"podSelector": {}}}
-
-
 def test_nothing_in_the_file_is_no_resource() -> None:
     assert load_resources("", "f.yaml") == load_resources("---\n# x\n---\n", "f.yaml") == []
 
@@ -175,7 +228,7 @@ values = st.recursive(
 @example("\u2028 \u0085 \ufeff")
 def test_what_is_dumped_reads_back_as_the_same_values(spec: object) -> None:
     tier = from_tree(
-        {"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": "a"}, "spec": spec}
+        {"apiVersion": "projectcalico.org/v3", "kind": "LiveMigration", "metadata": {"name": "a"}, "spec": spec}
     )
     assert isinstance(tier, Unknown)
     assert load_resources(dump(tier), "f.yaml") == [tier]

@@ -1,0 +1,260 @@
+"""Decide which settings of a node's agent are valid (Calico's FelixConfiguration).
+
+Every field that Calico has is known, so that a typo is an error; what acts here has an attribute of its own
+in `ActingSettings`, the rest is kept and changes nothing. Defaults are never written. Words are taken in
+any case, as Calico takes them, and kept in the case below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, cast
+
+from pydantic import BeforeValidator, Field, create_model, model_validator
+
+from fabric.model.base import Means, Model, Resource
+from fabric.model.fields import (
+    Duration,
+    Flag,
+    Int,
+    IPv4,
+    IPv6,
+    LooseNet,
+    Port,
+    PortMatch,
+    SelectorText,
+    broken,
+    matching,
+)
+
+
+def _in_any_case(*words: str) -> BeforeValidator:
+    kept = {word.lower(): word for word in words}
+    return BeforeValidator(lambda text: kept.get(text.lower(), text) if isinstance(text, str) else text)
+
+
+def _one_of(*words: str) -> Any:
+    return Annotated[cast("Any", Literal)[words], _in_any_case(*words)]
+
+
+Switch: TypeAlias = Annotated[Literal["Enabled", "Disabled"], _in_any_case("Enabled", "Disabled")]
+Severity: TypeAlias = Annotated[
+    Literal["Trace", "Debug", "Info", "Warning", "Error", "Fatal"],
+    _in_any_case("Trace", "Debug", "Info", "Warning", "Error", "Fatal"),
+]
+Mark = Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFF)]
+Rate = Annotated[str, matching(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", "must be N/second, N/minute …")]
+DurationOrAuto = Annotated[
+    str, matching(r"Auto|([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+", "must be Auto or a duration, such as 40s")
+]
+
+
+class ProtoPort(Model):
+    """A port that host endpoints leave open whatever policy says; `net` narrows it to a prefix."""
+
+    net: LooseNet | None = None
+    protocol: Annotated[Literal["TCP", "UDP", "SCTP"], _in_any_case("TCP", "UDP", "SCTP")] = "TCP"
+    port: Port
+
+
+class HealthTimeoutOverride(Model):
+    name: Annotated[str, matching(r"[a-zA-Z0-9_ -]+", "must be letters, digits, blanks, '_' and '-'")]
+    timeout: Duration
+
+
+class RouteTableRange(Model):
+    min: Annotated[int, Field(strict=True, ge=1, le=0xFFFFFFFF)]
+    max: Annotated[int, Field(strict=True, ge=1, le=0xFFFFFFFF)]
+
+    @model_validator(mode="after")
+    def _goes_upwards(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not be greater than max")
+        return self
+
+
+class ConntrackTimeouts(Model):
+    creation_grace_period: DurationOrAuto | None = None
+    tcp_syn_sent: DurationOrAuto | None = None
+    tcp_established: DurationOrAuto | None = None
+    tcp_fins_seen: DurationOrAuto | None = None
+    tcp_reset_seen: DurationOrAuto | None = None
+    udp_timeout: DurationOrAuto | None = None
+    generic_timeout: DurationOrAuto | None = None
+    icmp_timeout: DurationOrAuto | None = None
+
+
+class ActingSettings(Model):
+    """What the agent heeds. `route_refresh_interval` is the period of the kernel's read-back, 0 for none."""
+
+    node_selector: SelectorText | None = None
+    route_refresh_interval: Annotated[Duration | None, Means("90s")] = None
+    ip_forwarding: Annotated[Switch | None, Means("Enabled")] = None
+    log_severity_screen: Annotated[Severity | None, Means("Info")] = None
+
+
+_PORTS_IN = "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
+_PORTS_OUT = "udp:53,udp:67,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
+
+# The others, by type: NAME=DEFAULT, or NAME where absence means that the agent finds out or does nothing.
+_KEPT: Final[tuple[tuple[Any, str], ...]] = (
+    (
+        Flag,
+        """
+        allowIPIPPacketsFromWorkloads=false allowVXLANPacketsFromWorkloads=false
+        bpfConnectTimeLoadBalancingEnabled bpfDisableUnprivileged=true bpfEnabled=false
+        bpfHostConntrackBypass=false bpfIPFragmentReassemblyEnabled=true
+        bpfKubeProxyIptablesCleanupEnabled=true bpfPolicyDebugEnabled=true debugDisableLogDropping=false
+        disableConntrackInvalidCheck=false endpointReportingEnabled=false flowLogsCollectorDebugTrace=false
+        genericXDPEnabled=false healthEnabled=false ipipEnabled ipv6Support=true
+        prometheusGoMetricsEnabled=true prometheusMetricsEnabled=false prometheusProcessMetricsEnabled=true
+        prometheusWireGuardMetricsEnabled=true removeExternalRoutes=true requireMTUFile=false
+        routeSyncDisabled=false sidecarAccelerationEnabled=false usageReportingEnabled=true
+        useInternalDataplaneDriver=true vxlanEnabled wireguardEnabled=false wireguardEnabledV6=false
+        wireguardHostEncryptionEnabled=false wireguardThreadingEnabled=false xdpEnabled=true
+        """,
+    ),
+    (
+        Int,
+        """
+        bpfExportBufferSizeMB=1 bpfExtToServiceConnmark=0 bpfMaglevMaxEndpointsPerService=100
+        bpfMaglevMaxServices=100 bpfMapSizeConntrack=512000 bpfMapSizeConntrackCleanupQueue=100000
+        bpfMapSizeIPSets=1048576 bpfMapSizeIfState=1000 bpfMapSizeNATAffinity=65536
+        bpfMapSizeNATBackend=262144 bpfMapSizeNATFrontend=65536 bpfMapSizePerCpuConntrack=0
+        bpfMapSizeRoute=262144 deviceRouteProtocol=3 goGCThreshold=40 goMaxProcs=-1 goMemoryLimitMB=-1
+        ipipMTU=0 ipv4ElevatedRoutePriority=512 ipv4NormalRoutePriority=1024 ipv6ElevatedRoutePriority=512
+        ipv6NormalRoutePriority=1024 logActionRateLimitBurst=5 maxIpsetSize=1048576 vxlanMTU=0 vxlanMTUV6=0
+        vxlanVNI=4096 wireguardMTU=0 wireguardMTUV6=0 wireguardRoutingRulePriority=99
+        """,
+    ),
+    (Mark, "iptablesMarkMask=4294901760 nftablesMarkMask=4294901760"),
+    (
+        Port,
+        """
+        bpfKubeProxyHealthzPort=10256 debugPort=0 healthPort=9099 metadataPort=8775
+        prometheusMetricsPort=9091 vxlanPort=4789 wireguardListeningPort=51820
+        wireguardListeningPortV6=51821
+        """,
+    ),
+    (PortMatch, "bpfPSNATPorts=20000:29999 natPortRange"),
+    (Annotated[tuple[PortMatch, ...], Field(max_length=7)], "kubeNodePortRanges=30000:32767"),
+    (
+        Duration,
+        """
+        bpfIPFragTimeout bpfKubeProxyMinSyncPeriod=1s dataplaneWatchdogTimeout=90s
+        debugSimulateCalcGraphHangAfter=0s debugSimulateDataplaneApplyDelay=0s
+        debugSimulateDataplaneHangAfter=0s endpointReportingDelay=1s flowLogsFlushInterval=300s
+        interfaceRefreshInterval=90s ipsetsRefreshInterval=90s iptablesLockProbeInterval=50ms
+        iptablesPostWriteCheckInterval=5s iptablesRefreshInterval=180s
+        liveMigrationRouteConvergenceTime=30s localSubnetL2ReachabilityRefreshInterval=120s
+        netlinkTimeout=10s nftablesRefreshInterval=180s reportingInterval=30s reportingTTL=90s
+        usageReportingInitialDelay=300s usageReportingInterval=86400s wireguardKeepAlive=0s
+        xdpRefreshInterval=90s
+        """,
+    ),
+    (Rate, "logActionRateLimit"),
+    (Switch, "bpfHostNetworkedNATWithoutCTLB=Enabled bpfProfiling=Disabled floatingIPs=Disabled"),
+    (Switch, "flowLogsLocalReporter=Disabled istioAmbientMode=Disabled windowsManageFirewallRules=Disabled"),
+    (Severity, "logSeverityFile=Info logSeveritySys=Info"),
+    (_one_of("DoNothing", "Enable", "Disable"), "awsSrcDstCheck=DoNothing"),
+    (_one_of("TCX", "TC"), "bpfAttachType=TCX"),
+    (_one_of("TCP", "Enabled", "Disabled"), "bpfConnectTimeLoadBalancing=TCP"),
+    (_one_of("Off", "Debug"), "bpfConntrackLogLevel=Off"),
+    (_one_of("Auto", "Userspace", "BPFProgram"), "bpfConntrackMode=Userspace"),
+    (_one_of("Disabled", "Strict", "Loose"), "bpfEnforceRPF=Loose"),
+    (_one_of("Tunnel", "DSR"), "bpfExternalServiceMode=Tunnel"),
+    (_one_of("Auto", "Strict"), "bpfJITHardening=Auto"),
+    (_one_of("Off", "Info", "Debug"), "bpfLogLevel=Off"),
+    (_one_of("Disabled", "DoubleIfFull"), "bpfMapSizeConntrackScaling=DoubleIfFull"),
+    (_one_of("TunnelAddress", "HostAddress"), "bpfOverlayHostSourceIP=TunnelAddress"),
+    (_one_of("Enabled", "Disabled", "L2Only"), "bpfRedirectToPeer=Enabled"),
+    (_one_of("Insert", "Append"), "chainInsertMode=Insert"),
+    (_one_of("Drop", "Accept", "Return"), "defaultEndpointToHostAction=Drop"),
+    (_one_of("None", "Continuous"), "flowLogsPolicyEvaluationMode=Continuous"),
+    (_one_of("Legacy", "NFT", "Auto"), "iptablesBackend=Auto"),
+    (_one_of("Accept", "Return"), "iptablesFilterAllowAction=Accept iptablesMangleAllowAction=Accept"),
+    (_one_of("Accept", "Return"), "nftablesFilterAllowAction=Accept nftablesMangleAllowAction=Accept"),
+    (_one_of("Drop", "Reject"), "iptablesFilterDenyAction=Drop nftablesFilterDenyAction=Drop"),
+    (_one_of("Disabled", "PodsAndLoadBalancers"), "localSubnetL2Reachability=Disabled"),
+    (_one_of("IPPoolsOnly", "IPPoolsAndHostIPs"), "natOutgoingExclusions=IPPoolsOnly"),
+    (_one_of("Disabled", "Enabled", "Auto"), "nftablesMode=Auto"),
+    (
+        _one_of("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"),
+        "programClusterRoutes=EnabledIPIPOnly",
+    ),
+    (
+        _one_of(
+            "RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert"
+        ),
+        "prometheusMetricsClientAuth=NoClientCert",
+    ),
+    (_one_of("WorkloadIPs", "CalicoIPAM"), "routeSource=CalicoIPAM"),
+    (_one_of("Drop", "Reject", "Disabled"), "serviceLoopPrevention=Drop"),
+    (_one_of("Disabled", "Any"), "workloadSourceSpoofing=Disabled"),
+    (
+        str,
+        r"""
+        bpfCTLBLogFilter bpfDataIfacePattern=^((en|wl|ww|sl|ib)[Popsx].*|(eth|wlan|wwan|bond).*)
+        bpfDisableGROForIfaces bpfL3IfacePattern cgroupV2Path dataplaneDriver=calico-iptables-plugin
+        debugHost=localhost debugMemoryProfilePath endpointStatusPathPrefix=/var/run/calico
+        featureDetectOverride featureGates flowLogsGoldmaneServer healthHost=localhost
+        interfaceExclude=kube-ipvs0 interfacePrefix=cali iptablesNATOutgoingInterfaceFilter
+        logDebugFilenameRegex logFilePath=/var/log/calico/felix.log logPrefix=calico-packet
+        metadataAddr=127.0.0.1 mtuIfacePattern=^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)
+        nftablesFlowTableDataIfacePattern nftablesFlowTableOffload=Disabled openstackRegion
+        policySyncPathPrefix prometheusMetricsCAFile prometheusMetricsCertFile prometheusMetricsHost
+        prometheusMetricsKeyFile wireguardInterfaceName=wireguard.cali wireguardInterfaceNameV6=wg-v6.cali
+        """,
+    ),
+    (IPv4, "deviceRouteSourceAddress natOutgoingAddress"),
+    (IPv6, "deviceRouteSourceAddressIPv6"),
+    (tuple[LooseNet, ...], "bpfDSROptoutCIDRs bpfExcludeCIDRsFromNAT externalNodesList"),
+    (tuple[str, ...], "bpfForceTrackPacketsFromIfaces=docker+"),
+    (Mapping[str, str], "bpfLogFilters"),
+    (ConntrackTimeouts, "bpfConntrackTimeouts"),
+    (tuple[ProtoPort, ...], f"failsafeInboundHostPorts={_PORTS_IN} failsafeOutboundHostPorts={_PORTS_OUT}"),
+    (tuple[HealthTimeoutOverride, ...], "healthTimeoutOverrides"),
+    (Int | str, "istioDSCPMark=23"),
+    (RouteTableRange, "routeTableRange"),
+    (tuple[RouteTableRange, ...], "routeTableRanges"),
+)
+
+
+def _kept_fields() -> Iterator[tuple[str, Any]]:
+    for annotation, words in _KEPT:
+        for word in words.split():
+            name, _, text = word.partition("=")
+            means = _means(annotation, text)
+            typed = Annotated[annotation | None, Means(means)] if text else annotation | None
+            yield name, (typed, Field(default=None, alias=name))
+
+
+def _means(annotation: Any, text: str) -> object:
+    if annotation is Flag:
+        return text == "true"
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+if TYPE_CHECKING:
+    FelixConfigurationSpec: TypeAlias = ActingSettings
+else:
+    FelixConfigurationSpec = create_model(
+        "FelixConfigurationSpec", __base__=ActingSettings, __module__=__name__, **dict(sorted(_kept_fields()))
+    )
+
+
+class FelixConfiguration(Resource):
+    """`default` is every node's, `node.<name>` one node's; any other name needs `nodeSelector` to count."""
+
+    kind: Literal["FelixConfiguration"] = "FelixConfiguration"
+    spec: FelixConfigurationSpec = Field(default_factory=FelixConfigurationSpec)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        name, spec = self.metadata.name, self.spec
+        if spec.node_selector is not None and (name == "default" or name.startswith("node.")):
+            raise broken(f'is not for "{name}", which says itself whose it is', "spec", "nodeSelector")
+        given = spec.model_fields_set
+        if {"routeTableRange", "routeTableRanges"} <= given:
+            raise broken("excludes routeTableRanges", "spec", "routeTableRange")
+        return self

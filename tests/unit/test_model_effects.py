@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from fabric.model.base import Model, Unknown
+from fabric.model.effects import ACTING, acts, not_used
+from fabric.model.kinds import KINDS
+from fabric.model.wire import from_json
+from tests import reference
+
+
+def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
+    value = {"kind": kind, "apiVersion": "projectcalico.org/v3", "metadata": {"name": name}, "spec": spec}
+    return not_used(from_json(json.dumps(value)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "paths"),
+    [
+        ("IPPool", {"cidr": "10.0.0.0/16", "natOutgoing": False, "ipipMode": "Never"}, ()),
+        (
+            "IPPool",
+            {"cidr": "10.0.0.0/16", "natOutgoing": True, "ipipMode": "Always", "assignmentMode": "Manual"},
+            ("spec.ipipMode", "spec.natOutgoing"),
+        ),
+        ("IPReservation", {"reservedCIDRs": ["10.0.0.1"]}, ()),
+        (
+            "IPAMConfiguration",
+            {"ipCooldownSeconds": 5, "kubeVirtVMAddressPersistence": "Disabled"},
+            ("spec.kubeVirtVMAddressPersistence",),
+        ),
+        ("BGPConfiguration", {"asNumber": 65000, "bindMode": "None"}, ()),
+        (
+            "BGPConfiguration",
+            {"listenPort": 1790, "bindMode": "NodeIP"},
+            ("spec.listenPort", "spec.bindMode"),
+        ),
+        ("BGPConfiguration", {"nodeToNodeMeshEnabled": True}, ("spec.nodeToNodeMeshEnabled",)),
+        ("BGPConfiguration", {"nodeToNodeMeshEnabled": False}, ()),
+        (
+            "BGPPeer",
+            {"peerIP": "192.0.2.1", "asNumber": 1, "ttlSecurity": 1, "sourceAddress": "UseNodeIP"},
+            ("spec.ttlSecurity",),
+        ),
+        (
+            "Node",
+            {"bgp": {"ipv4Address": "192.0.2.1/24", "routeReflectorClusterID": "1.0.0.1"}, "wireguard": {}},
+            ("spec.bgp.routeReflectorClusterID", "spec.wireguard"),
+        ),
+        ("ClusterInformation", {"datastoreReady": True, "clusterType": "x"}, ()),
+        ("ClusterInformation", {"datastoreReady": False}, ("spec.datastoreReady",)),
+        (
+            "FelixConfiguration",
+            {"ipForwarding": "Disabled", "ipv6Support": True, "bpfEnabled": True},
+            ("spec.bpfEnabled",),
+        ),
+        ("BGPFilter", {}, ("",)),
+        ("NetworkPolicy", {}, ("",)),
+        ("KubeControllersConfiguration", {}, ("",)),
+    ],
+)
+def test_what_is_set_and_changes_nothing_is_named(kind: str, spec: object, paths: tuple[str, ...]) -> None:
+    assert unused(kind, spec) == paths
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "spec", "paths"),
+    [
+        ("BGPConfiguration", "node.a", {"asNumber": 65000}, ("spec.asNumber",)),
+        ("BGPConfiguration", "other", {}, ("",)),
+        ("FelixConfiguration", "node.a", {"ipForwarding": "Disabled"}, ()),
+        ("FelixConfiguration", "rack", {"nodeSelector": "all()", "ipForwarding": "Disabled"}, ()),
+        ("FelixConfiguration", "rack", {"ipForwarding": "Disabled"}, ("",)),
+    ],
+)
+def test_the_name_decides_whether_settings_count(
+    kind: str, name: str, spec: object, paths: tuple[str, ...]
+) -> None:
+    assert unused(kind, spec, name) == paths
+
+
+def test_what_acts_is_a_field_that_exists() -> None:
+    for kind, paths in ACTING.items():
+        known = {row.path.replace("[]", "") for row in reference.rows(kind)}
+        assert paths <= known, kind
+        assert all(acts(kind, path) for path in paths)
+
+
+def test_every_kind_can_be_asked() -> None:
+    for kind in KINDS:
+        spec = kind.cls.model_fields.get("spec")
+        assert kind.cls is Unknown or (
+            spec and isinstance(spec.annotation, type) and issubclass(spec.annotation, Model)
+        )
