@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
+
+import click
 
 from fabric import config as configuration
 from fabric.cli import output
+from fabric.cli.options import Access
 from fabric.config import Config
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.ops import resources
-from fabric.store.etcd import Etcd
+from fabric.store.etcd import connect
 from fabric.store.kv import KeyValueStore
 
 T = TypeVar("T")
 
 
+def configured(flags: Mapping[str, str] | None = None) -> Config:
+    """Return the settings of file, environment and the root command's options, and of `flags` over them all.
+
+    Raises:
+        ConfigError: they make no sense; nothing was done.
+    """
+    context = click.get_current_context(silent=True)
+    said = context.find_object(Access) if context else None
+    said = said or Access()
+    return configuration.load(said.file, flags={**said.flags, **(flags or {})})
+
+
 def with_store(work: Callable[[KeyValueStore], Awaitable[T]], config: Config | None = None) -> T:
     """Return what `work` makes of the datastore that `config` names, by default the configured one."""
-    endpoints = configuration.required(config or configuration.load()).etcd
+    chosen = config or configured()
 
     async def connected() -> T:
-        kv = Etcd(endpoints)
+        kv = connect(chosen)
         try:
             return await work(kv)
         finally:
             await kv.close()
 
-    return asyncio.run(connected())
+    with output.progress("etcd"):
+        return asyncio.run(connected())
 
 
 def fetch(word: str, names: Sequence[str] = (), namespace: str | None = None) -> list[Resource]:

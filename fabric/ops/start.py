@@ -33,7 +33,7 @@ def start(config: Config, *, foreground: bool = False) -> subprocess.Popen[bytes
         raise Taken(
             f"supervisor: runs already as pid {pid}; it was left alone; stop it to run in the foreground"
         )
-    if pid is not None and configuration.load(env={}) == config:
+    if pid is not None and configuration.saved() == config:
         return None
     supervise.stop()
     configuration.save(config)

@@ -3,9 +3,9 @@
 etcd3's generated stubs on asyncio channels; etcd3's own client is not used, because after an error
 its watch dials again without pause and cannot be cancelled.
 
-One channel an endpoint, one endpoint in use. The others are tried when it cannot be reached, or when
-a call through it times out or finds it without a leader; that call itself is not repeated, for only
-its caller knows whether a write may run twice. (One gRPC channel over all addresses would take
+One channel a member, one member in use. The others are tried when it cannot be reached, or when
+a call through it times out or finds it without a leader. A read is then repeated there, and a write only
+if it was not begun: its caller alone knows whether it may run twice. (One gRPC channel over all addresses would take
 neither host names nor a member that is frozen or cut off but keeps its connection.)
 
 A watch is alive while it speaks. When it is silent a linearizable read goes over the same connection,
@@ -15,86 +15,67 @@ so a frozen etcd is noticed after SILENCE + DEADLINE seconds; TCP and keepalive 
 from __future__ import annotations
 
 import asyncio
-import warnings
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from fabric import config as configuration
+from fabric.config import NO_CREDENTIALS, Config, Credentials
 from fabric.errors import Compacted, ConfigError, Conflict, StoreError
 from fabric.store.kv import Changes, Delete, Guard, KeyValue, Listing, Put, Txn
+from fabric.store.member import DEADLINE, Doing, Member
+from fabric.store.stubs import kv_pb2, rpc_pb2
 
-with warnings.catch_warnings():
-    # The stubs build their descriptors in a way that protobuf has deprecated and still supports.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from etcd3.etcdrpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
-
-T = TypeVar("T")
-
-DEADLINE = 3.0  # seconds for one call, however long the list: each page is a call
-CONNECT = 1.0  # seconds for one endpoint to take a connection before the next one is tried
+CONNECT = 1.0  # seconds for one member to take a connection before the next one is tried
 SILENCE = 3.0  # seconds without a word on a watch before etcd is asked whether it is there
 PAGE = 500  # keys
 
-# A member without a leader answers with an error at once, instead of never.
-_METADATA = (("hasleader", "true"),)
-_OPTIONS = (
-    # A connection whose other end vanished is dialled again; not more often than etcd's minimum of 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # gRPC's default grows to two minutes, all of which we would be stale after etcd is back.
-    ("grpc.initial_reconnect_backoff_ms", 250),
-    ("grpc.max_reconnect_backoff_ms", 3_000),
-    # What one transaction wrote comes as one message; the stubs predate fragments, so none are asked for.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-)
+_NO_LEADER = "etcdserver: no leader"  # found before anything is done, thanks to `hasleader`
 _TRY_ANOTHER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-_UNTOUCHED = "nothing was read; try again"
-_UNKNOWN = "whether it was written is unknown; read the keys again before deciding"
-_WATCH_OVER = "changes since then are unseen; list again"
 
 
-@dataclass(slots=True)
-class _Endpoint:
-    url: str
-    channel: Any
-    kv: Any
-    watch: Any
+def connect(config: Config) -> Etcd:
+    """Return the cluster that `config` names. Call it inside a running event loop, and close the result.
+
+    Raises:
+        ConfigError: it names none, or its certificates are unusable; nothing was sent.
+    """
+    return Etcd(configuration.required(config).etcd, config.credentials)
 
 
 class Etcd:
     """A KeyValueStore on one etcd cluster. Make it inside a running event loop, and close it.
 
     Args:
-        endpoints: the cluster's members, `http://host:port` or `host:port`, in order of preference.
+        endpoints: the cluster's members in order of preference: `http://host:port`, `host:port`, or for TLS
+            `https://host:port`.
+        credentials: CA, client certificate and user, where etcd asks for them.
 
     Raises:
-        ConfigError: an endpoint cannot be understood.
+        ConfigError: an endpoint cannot be understood, or the certificates are unusable.
     """
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials = NO_CREDENTIALS) -> None:
         if not endpoints:
             raise ConfigError("etcd endpoints: the list is empty; name at least one http://host:2379")
-        self._endpoints = [_endpoint(url) for url in endpoints]
-        self._current = self._endpoints[0]
+        self._members = [_member(url, credentials) for url in endpoints]
+        self._current = self._members[0]
 
     async def get(self, key: str) -> KeyValue | None:
         request = rpc_pb2.RangeRequest(key=_bytes(key))
-        response = await self._call("Range", request, f"get of {key}", _UNTOUCHED)
+        response = await self._call("Range", request, _reading(f"get of {key}", f"read {key}"))
         return _key_value(response.kvs[0]) if response.kvs else None
 
     async def list(self, prefix: str) -> Listing:
         request = rpc_pb2.RangeRequest(**_below(prefix), limit=PAGE)
+        doing = _reading(f"list of {prefix}", f"--prefix=true read {prefix}")
         items: list[KeyValue] = []
         while True:
-            response = await self._call("Range", request, f"list of {prefix}", _UNTOUCHED)
+            response = await self._call("Range", request, doing)
             items += map(_key_value, response.kvs)
             # Later pages ask for the revision of the first, so that together they are one moment.
             request.revision = request.revision or response.header.revision
@@ -108,19 +89,23 @@ class Etcd:
             success=[_operation(op) for op in txn.ops],
             failure=[_read_guarded(guard) for guard in txn.guards],
         )
-        what = f"commit of {', '.join(op.key for op in txn.ops) or 'no operation'}"
-        response = await self._call("Txn", request, what, _UNKNOWN)
+        doing = _writing(txn)
+        response = await self._call("Txn", request, doing)
         if not response.succeeded:
-            raise _conflict(what, txn.guards, response)
+            raise _conflict(doing.what, txn.guards, response)
         return int(response.header.revision)
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
-        stream = _Stream(await self._choose(), f"watch of {prefix} after revision {after}")
+        doing = _watching(prefix, after)
+        member = await self._choose(doing)
+        with self._leaving(member):
+            await member.log_in(doing)
+        stream = _Stream(member, prefix, doing)
         try:
-            with self._leaving(stream.endpoint):
-                await stream.open(prefix, after)
+            with self._leaving(member):
+                await stream.open(after)
             while True:
-                with self._leaving(stream.endpoint):
+                with self._leaving(member):
                     events = await stream.read()
                 for revision, group in groupby(events, key=lambda event: int(event.kv.mod_revision)):
                     yield _changes(revision, group)
@@ -128,27 +113,36 @@ class Etcd:
             stream.cancel()
 
     async def close(self) -> None:
-        for endpoint in self._endpoints:
-            await endpoint.channel.close()
+        for member in self._members:
+            await member.close()
 
-    async def _call(self, method: str, request: Any, what: str, state: str) -> Any:
-        endpoint = await self._choose()
-        with self._leaving(endpoint):
-            return await _ask(endpoint, method, request, what, state)
+    async def _call(self, method: str, request: Any, doing: Doing) -> Any:
+        members_left = len(self._members)
+        while True:
+            member = await self._choose(doing)
+            members_left -= 1
+            try:
+                with self._leaving(member):
+                    return await member.ask(method, request, doing)
+            except StoreError as err:
+                repeatable = method == "Range" or _NO_LEADER in str(err)
+                if not members_left or self._current is member or not repeatable:
+                    raise
 
-    async def _choose(self) -> _Endpoint:
-        """Return the first endpoint that takes a connection, from the current one on."""
-        start = self._endpoints.index(self._current)
-        for endpoint in self._endpoints[start:] + self._endpoints[:start]:
-            if await _connected(endpoint.channel):
-                self._current = endpoint
-                break
-        # With none connected the call goes to the current one: gRPC's error says what is wrong.
-        return self._current
+    async def _choose(self, doing: Doing) -> Member:
+        """Return the first member that takes a connection, from the current one on."""
+        start = self._members.index(self._current)
+        patience = CONNECT if len(self._members) > 1 else DEADLINE
+        for member in self._members[start:] + self._members[:start]:
+            if await member.connected(patience):
+                self._current = member
+                return member
+        why = await asyncio.gather(*(member.why_not() for member in self._members))
+        raise StoreError(f"{doing.what}: {'; '.join(why)}; {doing.refused}; try again")
 
     @contextmanager
-    def _leaving(self, endpoint: _Endpoint) -> Iterator[None]:
-        """Start the next call at another endpoint when this one fails through the member's fault."""
+    def _leaving(self, member: Member) -> Iterator[None]:
+        """Start the next call at another member when this one fails through the member's fault."""
         try:
             yield
         except StoreError as err:
@@ -156,32 +150,33 @@ class Etcd:
             failed = isinstance(cause, TimeoutError) or (
                 isinstance(cause, grpc.aio.AioRpcError) and cause.code() in _TRY_ANOTHER
             )
-            if failed and self._current is endpoint:
-                following = self._endpoints.index(endpoint) + 1
-                self._current = self._endpoints[following % len(self._endpoints)]
+            if failed and self._current is member:
+                following = self._members.index(member) + 1
+                self._current = self._members[following % len(self._members)]
             raise
 
 
 class _Stream:
-    """One watch on one endpoint: reads what it sends, and notices when that has died."""
+    """One watch on one member: reads what it sends, and notices when that has died."""
 
-    def __init__(self, endpoint: _Endpoint, what: str) -> None:
-        self.endpoint = endpoint
-        self._what = what
-        self._call = endpoint.watch.Watch(metadata=_METADATA)
+    def __init__(self, member: Member, prefix: str, doing: Doing) -> None:
+        self._member, self._prefix, self._doing = member, prefix, doing
+        self._call = member.open_watch()
         self._reading: asyncio.Future[Any] | None = None
 
-    async def open(self, prefix: str, after: int) -> None:
+    async def open(self, after: int) -> None:
         """Return once etcd holds every event after `after` for us.
 
         The read at `after` raises Compacted when that revision is gone. etcd itself refuses only a
         watch that *starts* below the compacted revision, and one that starts at it has silently lost
         the deletions of that revision.
         """
-        create = rpc_pb2.WatchCreateRequest(**_below(prefix), start_revision=after + 1, progress_notify=True)
+        create = rpc_pb2.WatchCreateRequest(
+            **_below(self._prefix), start_revision=after + 1, progress_notify=True
+        )
         created = self._open(rpc_pb2.WatchRequest(create_request=create))
-        self._checked(await _answer(created, self.endpoint, self._what, _WATCH_OVER))
-        await self._probe(prefix, revision=after)
+        self._checked(await self._member.answer(created, self._doing))
+        await self._probe(revision=after)
 
     async def _open(self, request: Any) -> Any:
         async with asyncio.timeout(DEADLINE):
@@ -195,23 +190,28 @@ class _Stream:
         self._reading = self._reading or asyncio.ensure_future(self._call.read())
         await asyncio.wait({self._reading}, timeout=SILENCE)
         if not self._reading.done():
-            await self._probe("/", revision=0)
+            await self._probe(revision=0)
             return ()
         reading, self._reading = self._reading, None
-        response = self._checked(await _answer(reading, self.endpoint, self._what, _WATCH_OVER))
+        response = self._checked(await self._member.answer(reading, self._doing))
         return response.events  # type: ignore[no-any-return]
 
-    async def _probe(self, key: str, revision: int) -> None:
-        request = rpc_pb2.RangeRequest(key=_bytes(key), count_only=True, revision=revision)
-        await _ask(self.endpoint, "Range", request, self._what, _WATCH_OVER)
+    async def _probe(self, revision: int) -> None:
+        """Read one key, which any role that may watch may read too."""
+        request = rpc_pb2.RangeRequest(key=_bytes(self._prefix), count_only=True, revision=revision)
+        await self._member.ask("Range", request, self._doing)
 
     def _checked(self, response: Any) -> Any:
+        what, url, lost = self._doing.what, self._member.url, self._doing.lost
         if response is grpc.aio.EOF:
-            raise StoreError(f"{self._what}: etcd {self.endpoint.url} ended the stream; {_WATCH_OVER}")
+            raise StoreError(f"{what}: etcd {url} ended the stream; {lost}")
         if response.canceled:
             said = response.cancel_reason or f"compacted up to revision {response.compact_revision}"
             kind = Compacted if response.compact_revision else StoreError
-            raise kind(f"{self._what}: etcd {self.endpoint.url} cancelled it: {said}; {_WATCH_OVER}")
+            if kind is StoreError:
+                # For its token, perhaps; some etcds then speak of permission. The next call gets a new one.
+                self._member.log_out()
+            raise kind(self._member.told(f"cancelled it: {said}", self._doing, f"; {lost}"))
         return response
 
     def cancel(self) -> None:
@@ -220,48 +220,37 @@ class _Stream:
         self._call.cancel()
 
 
-def _endpoint(url: str) -> _Endpoint:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.netloc or parts.path.strip("/"):
-        raise ConfigError(f"etcd endpoint {url!r}: expected http://host:port; nothing was contacted")
-    channel = grpc.aio.insecure_channel(f"dns:///{parts.netloc}", options=_OPTIONS)
-    return _Endpoint(url, channel, rpc_pb2_grpc.KVStub(channel), rpc_pb2_grpc.WatchStub(channel))
+def _member(url: str, credentials: Credentials) -> Member:
+    match = configuration.ENDPOINT.fullmatch(url)
+    if match is None:
+        raise ConfigError(
+            f"etcd endpoint {url!r}: expected http://host:port or https://host:port; nothing was contacted"
+        )
+    return Member(match["host"], int(match["port"]), credentials, secure=match["scheme"] == "https")
 
 
-async def _connected(channel: Any) -> bool:
-    """Wait until the channel is connected, has failed to, or has had its time."""
-    state = channel.get_state(try_to_connect=True)
-    try:
-        async with asyncio.timeout(CONNECT):
-            while state not in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
-                await channel.wait_for_state_change(state)
-                state = channel.get_state(try_to_connect=True)
-    except TimeoutError:
-        return False
-    return state is grpc.ChannelConnectivity.READY
+def _reading(what: str, right: str) -> Doing:
+    return Doing(what, "nothing was read", "nothing was read; try again", right)
 
 
-async def _ask(endpoint: _Endpoint, method: str, request: Any, what: str, state: str) -> Any:
-    call = getattr(endpoint.kv, method)(request, timeout=DEADLINE, metadata=_METADATA)
-    return await _answer(call, endpoint, what, state)
+def _writing(txn: Txn) -> Doing:
+    keys = [op.key for op in txn.ops]
+    return Doing(
+        f"commit of {', '.join(keys) or 'no operation'}",
+        "nothing was written",
+        "whether it was written is unknown; read the keys again before deciding",
+        f"readwrite {keys[0]}" if len(keys) == 1 else "readwrite KEY, for each of these keys",
+    )
 
 
-async def _answer(call: Awaitable[T], endpoint: _Endpoint, what: str, state: str) -> T:
-    """Await `call`, and raise what went wrong as a StoreError that ends in `state`."""
-    where = f"{what}: etcd {endpoint.url}"
-    try:
-        return await call
-    except asyncio.CancelledError:
-        # Closing a channel cancels its calls; only we know that nobody has cancelled us.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise StoreError(f"{where}: the connection was closed on our side; {state}") from None
-    except TimeoutError as err:
-        raise StoreError(f"{where}: no answer within {DEADLINE:g} s; {state}") from err
-    except grpc.aio.AioRpcError as err:
-        kind = Compacted if "has been compacted" in (err.details() or "") else StoreError
-        raise kind(f"{where}: {err.details()} [{err.code().name}]; {state}") from err
+def _watching(prefix: str, after: int) -> Doing:
+    state = "changes since then are unseen"
+    return Doing(
+        f"watch of {prefix} after revision {after}",
+        state,
+        f"{state}; list again",
+        f"--prefix=true read {prefix}",
+    )
 
 
 def _conflict(what: str, guards: Sequence[Guard], response: Any) -> Conflict:

@@ -1,70 +1,45 @@
-"""Turn IPAM's decisions into guarded transactions on Calico's keys."""
+"""Turn IPAM's decisions into one guarded transaction on Calico's keys."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 
 from fabric.ipam import block as blocks
-from fabric.ipam.assign import Assignment, Stored
-from fabric.ipam.block import Block
+from fabric.ipam import view
+from fabric.ipam.view import Change, Handle
 from fabric.store import keys
 from fabric.store.kv import Delete, Guard, Put, Txn
 
-CONFIRMED = '{"state":"confirmed","deleted":false}'
 
+def transaction(handles: Mapping[str, Handle], *changes: Change) -> Txn:
+    """Return the one transaction that does all of `changes`, each decided on the view after the one before.
 
-def assign(made: Sequence[Assignment], node: str, handle: str) -> Txn:
-    """Store each block with its new allocation, the handle, and the affinities that are claimed.
-
-    The handle must be new: it names one workload's allocation, of one address a family.
+    Every key it writes is guarded by the revision it was read at. `handles` are those of the first view.
     """
-    handle_key = keys.HandleKey(handle).path
-    counts = {str(m.block.prefix): 1 for m in made}
-    guards = [Guard(handle_key, 0)]
-    ops: list[Put | Delete] = [
-        Put(handle_key, json.dumps({"block": counts, "deleted": False}, separators=(",", ":")))
-    ]
-    for m in made:
-        block_key = keys.BlockKey(m.block.prefix).path
-        guards.append(Guard(block_key, m.revision))
-        ops.append(Put(block_key, blocks.to_json(m.block)))
-        if m.claims:
-            affinity_key = keys.AffinityKey(node, m.block.prefix).path
-            guards.append(Guard(affinity_key, m.affinity_revision))
-            ops.append(Put(affinity_key, CONFIRMED))
-    return Txn(tuple(guards), tuple(ops))
-
-
-def release(released: Iterable[tuple[Stored, Block]], handle: str) -> Txn:
-    """Store each block, given as it was and as it is to be, and forget the handle.
-
-    A block that is empty and belongs to no node goes with its last address.
-    """
+    change = view.joined(changes)
     guards: list[Guard] = []
-    ops: list[Put | Delete] = [Delete(keys.HandleKey(handle).path)]
-    for stored, after in released:
-        block_key = keys.BlockKey(after.prefix).path
-        gone = after.empty and after.affinity is None
-        guards.append(Guard(block_key, stored.revision))
-        ops.append(Delete(block_key) if gone else Put(block_key, blocks.to_json(after)))
+    ops: list[Put | Delete] = []
+
+    def write(key: str, value: str | None, revision: int) -> None:
+        guards.append(Guard(key, revision))
+        if value is not None:
+            ops.append(Put(key, value))
+        elif revision:
+            ops.append(Delete(key))
+
+    for prefix, (block, revision) in change.blocks.items():
+        write(keys.BlockKey(prefix).path, blocks.to_json(block) if block else None, revision)
+    for (node, prefix), (confirmed, revision) in change.affinities.items():
+        write(keys.AffinityKey(node, prefix).path, view.AFFINITY_CONFIRMED if confirmed else None, revision)
+    for handle, rises in change.handles.items():
+        found = handles.get(handle, Handle({}, 0))
+        # What the record does not have cannot fall: then the blocks are right, and it was wrong.
+        counts = {p: found.counts.get(p, 0) + rises.get(p, 0) for p in {**found.counts, **rises}}
+        left = {p: count for p, count in counts.items() if count > 0}
+        write(keys.HandleKey(handle).path, view.handle_to_json(left) if left else None, found.revision)
     return Txn(tuple(guards), tuple(ops))
-
-
-def hand_back(stored: Stored, node: str) -> Txn:
-    """Give up `node`'s affinity: an empty block goes, one in use stays with its addresses and no node."""
-    prefix = stored.block.prefix
-    block_key = keys.BlockKey(prefix).path
-    left = blocks.without_affinity(stored.block)
-    return Txn(
-        (Guard(block_key, stored.revision),),
-        (
-            Delete(block_key) if stored.block.empty else Put(block_key, blocks.to_json(left)),
-            Delete(keys.AffinityKey(node, prefix).path),
-        ),
-    )
 
 
 def joined(*txns: Txn) -> Txn:
-    """Return one transaction that holds and does all of `txns`."""
+    """Return one transaction that holds and does all of `txns`, which write different keys."""
     return Txn(tuple(g for t in txns for g in t.guards), tuple(op for t in txns for op in t.ops))

@@ -18,6 +18,7 @@ IPAM = "/calico/ipam/v2/"
 BLOCKS = f"{IPAM}assignment/"
 AFFINITIES = f"{IPAM}host/"
 HANDLES = f"{IPAM}handle/"
+IPAM_CONFIG = f"{IPAM}config"
 
 NAMESPACED = frozenset(
     {

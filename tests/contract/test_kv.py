@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Protocol
 
 import pytest
@@ -13,11 +13,9 @@ import pytest
 from fabric.errors import Compacted, ConfigError, Conflict, StoreError
 from fabric.store.etcd import SILENCE, Etcd
 from fabric.store.kv import Changes, Delete, Guard, KeyValue, KeyValueStore, Listing, Put, Txn
-from fabric.store.sync import Event, Lost, follow
 from tests.contract.etcd_server import EtcdServer
+from tests.contract.following import delete, opened, put, reading, retried, take, until
 from tests.fakes.etcd import FakeEtcd
-
-DEADLINE = 20.0  # seconds for anything that is awaited here
 
 
 class Stage(Protocol):
@@ -66,15 +64,6 @@ class Real:
         self._server.wipe()
 
 
-@asynccontextmanager
-async def opened(*endpoints: str) -> AsyncIterator[Etcd]:
-    kv = Etcd(endpoints)
-    try:
-        yield kv
-    finally:
-        await kv.close()
-
-
 @pytest.fixture
 async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
@@ -92,19 +81,6 @@ def server() -> Iterator[EtcdServer]:
 
 
 both = pytest.mark.parametrize("stage", ["fake", "etcd"], indirect=True)
-
-
-async def put(kv: KeyValueStore, **values: str) -> int:
-    return await kv.commit(Txn((), tuple(Put(f"/t/{key}", value) for key, value in values.items())))
-
-
-async def delete(kv: KeyValueStore, *keys: str) -> int:
-    return await kv.commit(Txn((), tuple(Delete(f"/t/{key}") for key in keys)))
-
-
-async def take(stream: AsyncGenerator[Changes, None], count: int) -> list[Changes]:
-    async with asyncio.timeout(DEADLINE):
-        return [await anext(stream) for _ in range(count)]
 
 
 # Reading and writing
@@ -306,60 +282,6 @@ async def test_a_close_fails_the_calls_that_are_out(stage: Stage) -> None:
 # Following
 
 
-class Reader:
-    """Follows, and folds what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.state: dict[str, str] = {}
-
-    async def run(self, kv: KeyValueStore) -> None:
-        async with aclosing(follow(kv, "/t/")) as events:
-            async for event in events:
-                self.take(event)
-
-    def take(self, event: Event) -> None:
-        self.events.append(event)
-        if isinstance(event, Lost):
-            return
-        puts = event.items if isinstance(event, Listing) else event.puts
-        self.state.update((item.key, item.value) for item in puts)
-        for key in event.deletes if isinstance(event, Changes) else ():
-            del self.state[key]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [type(event).__name__ for event in self.events]
-
-
-@asynccontextmanager
-async def reading(kv: KeyValueStore) -> AsyncIterator[Reader]:
-    reader = Reader()
-    task = asyncio.ensure_future(reader.run(kv))
-    try:
-        yield reader
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not true():  # noqa: ASYNC110 - nothing signals it
-            await asyncio.sleep(0.01)
-
-
-async def retried(write: Callable[[], Awaitable[int]]) -> int:
-    """The connection of somebody who writes takes a moment too after an outage."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            try:
-                return await write()
-            except StoreError:
-                await asyncio.sleep(0.01)
-
-
 @both
 async def test_follow_tells_the_listing_once_and_then_changes(stage: Stage) -> None:
     await put(stage.kv, a="1")
@@ -496,14 +418,17 @@ async def test_the_error_of_an_absent_etcd_says_where_and_why() -> None:
             await kv.get("/t/a")
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1:2379", "http://", "http://127.0.0.1:2379/x", "unix:///x"])
+@pytest.mark.parametrize("url", ["http://", "127.0.0.1", "http://127.0.0.1:2379/x", "unix:///x"])
 async def test_an_endpoint_that_makes_no_sense_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="nothing was contacted"):
         Etcd([url])
 
 
 async def test_waiting_for_an_absent_etcd_costs_next_to_nothing() -> None:
-    async with opened("http://127.0.0.1:1") as kv, reading(kv) as reader:
+    async with (
+        opened("http://127.0.0.1:1", "https://127.0.0.2:1", "localhost:1") as kv,
+        reading(kv) as reader,
+    ):
         await until(lambda: reader.kinds == ["Lost"])
         cpu, started = time.process_time(), time.monotonic()
         with suppress(TimeoutError):
