@@ -1,167 +1,378 @@
 """Decide which address a workload gets: which pools count, which block serves, which to claim next.
 
 Everything is decided on one view of the datastore and carried out as one transaction guarded by the
-revisions in that view; a lost race is decided again on a newer view.
+revisions in that view; a lost race is decided again on a newer view. Calico's nodes claim in several
+writes; of what they see of ours, there are only the states in which their protocol ends.
 
-Source: calico-semantics §5 "AutoAssign" and "AssignIP", §6.
+Source: calico-semantics §5 "AutoAssign", "AssignIP" and "Release", §6.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from ipaddress import ip_network
 
-from fabric.errors import ConfigError, Exhausted, Taken
+from fabric.errors import ConfigError, Exhausted, NotFound, Taken
 from fabric.ipam import block as blocks
 from fabric.ipam.block import Block, Owner
-from fabric.ipam.types import Address, Prefix
-from fabric.model.ippool import IPPool
+from fabric.ipam.config import DEFAULT_MAX_BLOCKS
+from fabric.ipam.types import Address, Prefix, order
+from fabric.ipam.view import Affinity, Change, Stored, View
+from fabric.model.ippool import IPPool, Use
 from policy import selector
 
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A block with the revision it was read at."""
-
-    block: Block
-    revision: int
+RECLAIM_AFTER = timedelta(seconds=60)  # an empty block of another node may be one it has just claimed
 
 
 @dataclass(frozen=True)
-class View:
-    """What a node knows when it assigns.
+class Demand:
+    """Who wants an address, and what it may be: `pools` are names or prefixes asked for, () for any."""
 
-    `affinities` has this node's own affinity records: prefix to (confirmed, revision).
-    """
-
-    node: str
-    labels: Mapping[str, str]
-    pools: tuple[IPPool, ...]
-    blocks: Mapping[Prefix, Stored] = field(default_factory=dict)
-    affinities: Mapping[Prefix, tuple[bool, int]] = field(default_factory=dict)
-
-    def block_of(self, address: Address) -> Stored | None:
-        """Return the block that has `address`, of whatever size its pool once had."""
-        return next((stored for prefix, stored in self.blocks.items() if address in prefix), None)
+    owner: Owner
+    use: Use = "Workload"
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    pools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """`address` for its owner: `block` is to be stored in place of `revision` (0: it is new).
-
-    `claims` says that this node's affinity to the block is to be stored, confirmed, in place of
-    `affinity_revision`, in the same transaction.
-    """
+    """`address` is its owner's once `change` is stored."""
 
     address: Address
-    block: Block
-    revision: int
-    claims: bool = False
-    affinity_revision: int = 0
+    change: Change
 
 
 def own_blocks(view: View) -> tuple[Stored, ...]:
     """Return the blocks this node may announce: affine to it, the affinity confirmed; in prefix order."""
-    return tuple(
-        stored
-        for prefix, stored in sorted(view.blocks.items(), key=lambda item: _order(item[0]))
-        if stored.block.node == view.node and view.affinities.get(prefix, (False, 0))[0]
-    )
+    return tuple(stored for stored in _of_node(view) if view.confirmed(stored.block.prefix))
 
 
-def automatic(view: View, version: int, owner: Owner, now_ns: int, claimed_at: str) -> Assignment:
-    """Return the next address of family `version` (4 or 6): from an own block, else from a new one.
+def automatic(view: View, version: int, demand: Demand, at: datetime) -> Assignment:
+    """Return the next address of family `version` (4 or 6), at the time `at` (UTC).
+
+    It comes from an own block, else from a new one, else from one that another node holds empty, else,
+    where strict affinity is off, from any block that has room.
 
     Raises:
-        ConfigError: no pool of that family may serve this node.
-        Exhausted: every pool that may is full; the message says what was looked at.
+        ConfigError: no pool of that family may serve; or one that was asked for is unknown or disabled.
+        Exhausted: nothing is free where this node may take it; the message says what was looked at.
     """
-    pools = candidate_pools(view, version)
+    pools = candidate_pools(view, version, demand)
     if not pools:
-        raise ConfigError(
-            f"node {view.node}: no IPv{version} pool may serve it (enabled, automatic, for workloads, nodeSelector "
-            "matching); nothing was allocated; see `fabricctl get ippools -o yaml`"
+        raise ConfigError(_no_pool(view, version, demand))
+    for stored in _affine(view, pools):
+        # The claim's records may be left half-way by Calico's agent or by a crash: they are put right on the way.
+        block = blocks.cooled(stored.block, at, view.config.cooldown)
+        if blocks.usable(block, view.reserved) is not None:
+            return _assigned(view, stored, block, demand)
+    # The rest is as strict as Calico is: at the limit, and without automatic claims, nothing is borrowed.
+    _refuse_at_limit(view, version, pools)
+    if not view.config.auto_allocate:
+        raise Exhausted(
+            f"{_full(view, pools)}, and auto_allocate_blocks is off; nothing was allocated; turn it on with "
+            "`fabricctl ipam configure`, or remove workloads"
         )
-    for stored in own_blocks(view):
-        if stored.block.free and any(_within(stored.block.prefix, pool) for pool in pools):
-            block, address = blocks.allocate(stored.block, owner)
-            return Assignment(address, block, stored.revision)
-    for pool in pools:
-        # A pool made anew with another block size leaves blocks of the old size behind, still in use.
-        odd = [p for p in view.blocks if p.prefixlen != pool.spec.block_size]
-        for prefix in walk(pool, view.node):
-            if prefix not in view.blocks and not any(map(prefix.overlaps, odd)):
-                block, address = blocks.allocate(blocks.new(prefix, view.node, now_ns, claimed_at), owner)
-                return _claim(view, block, 0, address)
-    names = ", ".join(f"{pool.metadata.name} ({pool.spec.cidr})" for pool in pools)
+    if found := _unclaimed(view, pools) or _reclaimable(view, pools, at):
+        return _claimed(view, found, demand, at)
+    if view.config.strict_affinity:
+        raise Exhausted(
+            f"{_full(view, pools)}, no block is left to claim, and strict affinity forbids to borrow; nothing was "
+            "allocated; add a pool or remove workloads"
+        )
+    for stored in _all_blocks(view, pools):
+        block = blocks.cooled(stored.block, at, view.config.cooldown)
+        if blocks.usable(block, view.reserved) is not None:
+            return _assigned(view, stored, block, demand)
     raise Exhausted(
-        f"node {view.node}: no address left in {names}: its own blocks are full and there is no block left to "
-        "claim; nothing was allocated; add a pool or remove workloads"
+        f"{_full(view, pools)}, no block is left to claim and no other has a free address; nothing was allocated; "
+        "add a pool or remove workloads"
     )
 
 
-def exact(view: View, address: Address, owner: Owner, now_ns: int, claimed_at: str) -> Assignment:
+def exact(view: View, address: Address, demand: Demand, at: datetime) -> Assignment:
     """Return the assignment of this very address; its block is claimed where it is nobody's yet.
 
-    In another node's block the address is borrowed: that node keeps the block.
+    In another node's block the address is borrowed: that node keeps the block. Reservations do not
+    count: they keep automatic assignment away.
 
     Raises:
-        ConfigError: the address is in no pool that is enabled for workloads.
-        Taken: somebody holds it, or a block of another size is in the way.
+        ConfigError: the address is in no pool that is enabled for that use (of those asked for, if any).
+        Taken: somebody holds it, strict affinity forbids it, or a block of another size is in the way.
     """
-    pool = next((p for p in view.pools if _serves_workloads(p) and address in p.spec.cidr), None)
+    asked = _requested(view, demand) if demand.pools else view.pools
+    pool = next((p for p in asked if _serves(p, demand.use) and address in p.spec.cidr), None)
     if pool is None:
-        known = ", ".join(str(p.spec.cidr) for p in view.pools) or "none"
+        known = ", ".join(str(p.spec.cidr) for p in asked) or "none"
         raise ConfigError(
-            f"address {address}: in no enabled pool for workloads (pools: {known}); nothing was allocated"
+            f"address {address}: in no enabled pool for {demand.use} (pools: {known}); nothing was allocated"
         )
-    if (stored := view.block_of(address)) is not None:
-        return Assignment(address, blocks.allocate_exact(stored.block, address, owner), stored.revision)
+    if stored := view.block_of(address):
+        if view.config.strict_affinity and stored.block.node != view.node:
+            raise Taken(
+                f"address {address}: its block {stored.block.prefix} is {_whose(stored.block)}, and strict affinity "
+                "forbids to borrow; nothing was allocated; choose an address of another block"
+            )
+        block = blocks.cooled(stored.block, at, view.config.cooldown)
+        if block.deleted:
+            raise Taken(
+                f"address {address}: its block {block.prefix} is being deleted; nothing was allocated"
+            )
+        return _stored(view, stored, blocks.allocate_exact(block, address, demand.owner), address, demand)
     prefix = _block_around(pool, address)
     if rival := next((p for p in view.blocks if p.overlaps(prefix)), None):
         raise Taken(
             f"address {address}: its block would be {prefix}, but {rival} of an older block size is still in use; "
             "nothing was allocated; choose an address inside that block, or another"
         )
-    fresh = blocks.new(prefix, view.node, now_ns, claimed_at)
-    return _claim(view, blocks.allocate_exact(fresh, address, owner), 0, address)
+    fresh = blocks.new(prefix, view.node, at)
+    fresh = blocks.allocate_exact(fresh, address, demand.owner)
+    return _stored(view, Stored(fresh, 0), fresh, address, demand)
 
 
-def _claim(view: View, block: Block, revision: int, address: Address) -> Assignment:
-    affinity_revision = view.affinities.get(block.prefix, (False, 0))[1]
-    return Assignment(address, block, revision, claims=True, affinity_revision=affinity_revision)
+def release(
+    view: View, address: Address, handle: str | None, expected_sequence: int | None = None, *, at: datetime
+) -> Change:
+    """Return the change that takes `address` back from `handle` (None: from whoever holds it).
+
+    A block that is empty then and belongs to no node goes with its last address.
+
+    Raises:
+        NotFound: nobody holds it.
+        Taken: it was given to another since; it is left alone.
+    """
+    stored = view.block_of(address)
+    if stored is None:
+        raise NotFound(f"address {address}: in no block; nothing was released")
+    cooldown = view.config.cooldown
+    block = blocks.release(
+        blocks.cooled(stored.block, at, cooldown),
+        address,
+        handle,
+        expected_sequence,
+        at=at,
+        cooldown=cooldown,
+    )
+    holder = stored.block.owners[stored.block.ordinal(address)]
+    gone = block.empty and block.affinity is None
+    return Change(
+        blocks={block.prefix: (None if gone else block, stored.revision)},
+        handles={holder.handle: {block.prefix: -1}} if holder and holder.handle else {},
+    )
 
 
-def candidate_pools(view: View, version: int) -> tuple[IPPool, ...]:
-    """Return the pools that automatic assignment on this node may use, by name."""
+def hand_back(view: View, node: str, prefix: Prefix) -> Change:
+    """Return the change that gives up the affinity of `node` to `prefix`, and what is left of its record.
+
+    An empty block goes; one in use stays with its addresses and no node. A record without a block, or
+    beside a block of another's, goes alone.
+    """
+    stored, record = view.blocks.get(prefix), view.affinities.get((node, prefix))
+    affinities = {(node, prefix): (False, record.revision)} if record else {}
+    if stored is None or stored.block.node != node:
+        return Change(affinities=affinities)
+    left = None if stored.block.empty else blocks.without_affinity(stored.block)
+    # No record read: one may come meanwhile, so its absence is held to.
+    return Change(
+        blocks={prefix: (left, stored.revision)}, affinities=affinities or {(node, prefix): (False, 0)}
+    )
+
+
+def candidate_pools(view: View, version: int, demand: Demand) -> tuple[IPPool, ...]:
+    """Return the pools that may serve `demand` on this node: as asked for, else by name.
+
+    Raises:
+        ConfigError: a pool that was asked for is unknown or disabled.
+    """
+    if demand.pools:
+        asked = _requested(view, demand)
+        return tuple(p for p in asked if p.spec.cidr.version == version and _serves(p, demand.use))
     return tuple(
         pool
         for pool in sorted(view.pools, key=lambda p: p.metadata.name)
         if pool.spec.cidr.version == version
-        and _serves_workloads(pool)
+        and _serves(pool, demand.use)
         and pool.spec.assignment_mode == "Automatic"
-        and selector.parse(pool.spec.node_selector).matches(view.labels)
+        and selects(pool, view.labels)
+        and _selects_namespace(pool, demand.namespace_labels)
     )
 
 
-def _serves_workloads(pool: IPPool) -> bool:
-    return not pool.spec.disabled and "Workload" in pool.spec.allowed_uses
+def selects(pool: IPPool, labels: Mapping[str, str]) -> bool:
+    """Whether `pool` is one for nodes with `labels`."""
+    return selector.parse(pool.spec.node_selector).matches(labels)
 
 
-def walk(pool: IPPool, node: str) -> Iterator[Prefix]:
-    """Yield every block of `pool` once, in a circle that starts at a place of the node's own.
+def is_open(pool: IPPool) -> bool:
+    """Whether `pool` gives out addresses: neither disabled nor about to be deleted."""
+    return not pool.spec.disabled and "deletionTimestamp" not in (pool.metadata.model_extra or {})
 
-    Nodes that claim at the same moment thus rarely want the same block.
+
+def _selects_namespace(pool: IPPool, labels: Mapping[str, str]) -> bool:
+    text = pool.spec.namespace_selector
+    return not text or selector.parse(text).matches(labels)
+
+
+def _serves(pool: IPPool, use: Use) -> bool:
+    return is_open(pool) and use in pool.spec.allowed_uses
+
+
+def _requested(view: View, demand: Demand) -> tuple[IPPool, ...]:
+    found = []
+    for text in demand.pools:
+        pool = next(
+            (p for p in view.pools if p.metadata.name == text or p.spec.cidr == _as_prefix(text)), None
+        )
+        if pool is None:
+            known = ", ".join(f"{p.metadata.name} ({p.spec.cidr})" for p in view.pools) or "none"
+            raise ConfigError(f'pool "{text}": there is no such pool (pools: {known}); nothing was allocated')
+        if not is_open(pool):
+            raise ConfigError(
+                f"pool {pool.metadata.name} ({pool.spec.cidr}): is disabled or being deleted; nothing was allocated; "
+                "name another pool"
+            )
+        found.append(pool)
+    return tuple(found)
+
+
+def _as_prefix(text: str) -> Prefix | None:
+    try:
+        return ip_network(text)
+    except ValueError:
+        return None
+
+
+def _affine(view: View, pools: Sequence[IPPool]) -> list[Stored]:
+    """The blocks in `pools` that say they are this node's, in prefix order."""
+    return [s for s in _of_node(view) if any(within(s.block.prefix, pool) for pool in pools)]
+
+
+def _of_node(view: View) -> list[Stored]:
+    mine = f"host:{view.node}"
+    own = [stored for stored in view.blocks.values() if stored.block.affinity == mine]
+    return sorted(own, key=lambda stored: order(stored.block.prefix))
+
+
+def _refuse_at_limit(view: View, version: int, pools: Sequence[IPPool]) -> None:
+    limit, count = view.config.max_blocks or DEFAULT_MAX_BLOCKS, len(_affine(view, pools))
+    if count >= limit:
+        raise Exhausted(
+            f"node {view.node}: its {count} IPv{version} blocks in {_named(pools)} are full, and {limit} is the most a "
+            "node may own (maxBlocksPerHost; at the limit nothing is borrowed either); nothing was allocated; raise it "
+            "with `fabricctl ipam configure --max-blocks-per-host`, or remove workloads"
+        )
+
+
+def _unclaimed(view: View, pools: Sequence[IPPool]) -> Prefix | None:
+    for pool in pools:
+        # A pool made anew with another block size leaves blocks of the old size behind, still in use.
+        odd = [p for p in view.blocks if p.prefixlen != pool.spec.block_size and p.overlaps(pool.spec.cidr)]
+        for prefix in walk(pool, view.node, view.reserved):
+            if prefix not in view.blocks and not any(map(prefix.overlaps, odd)) and _has_room(view, prefix):
+                return prefix
+    return None
+
+
+def _reclaimable(view: View, pools: Sequence[IPPool], at: datetime) -> Prefix | None:
+    for stored in _all_blocks(view, pools):
+        block = stored.block
+        foreign = block.node not in (None, view.node)
+        idle = block.empty and not block.deleted and block.claimed_before(at - RECLAIM_AFTER)
+        if foreign and idle and _has_room(view, block.prefix):
+            return block.prefix
+    return None
+
+
+def _has_room(view: View, prefix: Prefix) -> bool:
+    """Whether an empty block there would have an address that is not reserved."""
+    near = [reserved for reserved in view.reserved if reserved.overlaps(prefix)]
+    return not near or any(not any(address in reserved for reserved in near) for address in prefix)
+
+
+def _claimed(view: View, prefix: Prefix, demand: Demand, at: datetime) -> Assignment:
+    """Take a free address of `prefix`: of a block that is not there, or that another node holds empty."""
+    stored = view.blocks.get(prefix)
+    fresh = blocks.new(prefix, view.node, at)
+    if stored:  # the numbers of a prefix never repeat, however the clocks of two nodes differ
+        fresh = replace(fresh, sequence=max(fresh.sequence, stored.block.sequence + 1))
+    block, address = blocks.allocate(fresh, demand.owner, view.reserved)
+    made = _stored(view, stored or Stored(block, 0), block, address, demand)
+    if stored is None:
+        return made
+    loser = str(stored.block.node)
+    record = view.affinities.get((loser, prefix), Affinity("", 0))
+    affinities = {**made.change.affinities, (loser, prefix): (False, record.revision)}
+    return Assignment(address, replace(made.change, affinities=affinities))
+
+
+def _assigned(view: View, stored: Stored, block: Block, demand: Demand) -> Assignment:
+    after, address = blocks.allocate(block, demand.owner, view.reserved)
+    return _stored(view, stored, after, address, demand)
+
+
+def _stored(view: View, stored: Stored, block: Block, address: Address, demand: Demand) -> Assignment:
+    """Store `block` in place of `stored`; where it is ours, with the affinity confirmed."""
+    handle, prefix = demand.owner.handle, block.prefix
+    record = view.affinities.get((view.node, prefix), Affinity("", 0))
+    claims = block.node == view.node and not record.confirmed
+    return Assignment(
+        address,
+        Change(
+            blocks={prefix: (block, stored.revision)},
+            affinities={(view.node, prefix): (True, record.revision)} if claims else {},
+            handles={handle: {prefix: 1}} if handle else {},
+        ),
+    )
+
+
+def _all_blocks(view: View, pools: Sequence[IPPool]) -> Iterator[Stored]:
+    """Every block in `pools`, in the order of the walk; of whatever size."""
+    for pool in pools:
+        start = _start(pool, view.node)
+        inside = [s for s in view.blocks.values() if within(s.block.prefix, pool)]
+        count = _block_count(pool)
+        yield from sorted(inside, key=lambda s: (_index(pool, s.block.prefix) - start) % count)
+
+
+def walk(pool: IPPool, node: str, reserved: Sequence[Prefix] = ()) -> Iterator[Prefix]:
+    """Yield every block of `pool` once, less those wholly in one of `reserved`.
+
+    It goes in a circle that starts at a place of the node's own: nodes that claim at the same moment
+    thus rarely want the same block.
     """
     cidr, size = pool.spec.cidr, pool.spec.block_size
-    count = 1 << (size - cidr.prefixlen)
-    seed = hashlib.sha256(f"{node} {cidr}".encode()).digest()
-    start = int.from_bytes(seed[:8], "big") % count
-    step = 1 << (cidr.max_prefixlen - size)
-    for i in range(count):
-        first = cidr.network_address + ((start + i) % count) * step
-        yield type(cidr)((int(first), size))
+    count, start = _block_count(pool), _start(pool, node)
+    # Blocks to pass over, by index: a reservation may be too large to walk through (half an IPv6 /64).
+    gaps = [
+        (_index(pool, r), _index(pool, r) + (1 << (size - r.prefixlen)))
+        for r in reserved
+        if r.version == cidr.version and r.prefixlen <= size and r.overlaps(cidr)
+    ]
+    for begin, end in ((start, count), (0, start)):
+        i = begin
+        while i < end:
+            if gap_end := max((last for first, last in gaps if first <= i < last), default=0):
+                i = gap_end
+                continue
+            yield type(cidr)((int(cidr.network_address) + (i << (cidr.max_prefixlen - size)), size))
+            i += 1
+
+
+def _block_count(pool: IPPool) -> int:
+    return 1 << max(0, pool.spec.block_size - pool.spec.cidr.prefixlen)
+
+
+def _start(pool: IPPool, node: str) -> int:
+    seed = hashlib.sha256(f"{node} {pool.spec.cidr}".encode()).digest()
+    return int.from_bytes(seed[:8], "big") % _block_count(pool)
+
+
+def _index(pool: IPPool, prefix: Prefix) -> int:
+    """The place of `prefix` among the pool's blocks; negative for one that begins before the pool."""
+    offset = int(prefix.network_address) - int(pool.spec.cidr.network_address)
+    return offset >> (prefix.max_prefixlen - pool.spec.block_size)
 
 
 def _block_around(pool: IPPool, address: Address) -> Prefix:
@@ -169,9 +380,31 @@ def _block_around(pool: IPPool, address: Address) -> Prefix:
     return type(pool.spec.cidr)((int(address) >> host_bits << host_bits, pool.spec.block_size))
 
 
-def _within(prefix: Prefix, pool: IPPool) -> bool:
+def within(prefix: Prefix, pool: IPPool) -> bool:
+    """Whether the block `prefix` is one of `pool`."""
     return prefix.version == pool.spec.cidr.version and prefix.network_address in pool.spec.cidr
 
 
-def _order(prefix: Prefix) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
+def _no_pool(view: View, version: int, demand: Demand) -> str:
+    if demand.pools:
+        return (
+            f"node {view.node}: none of the pools asked for ({', '.join(demand.pools)}) has IPv{version} addresses for "
+            f"{demand.use}; nothing was allocated"
+        )
+    return (
+        f"node {view.node}: no IPv{version} pool may serve it (enabled, automatic, for {demand.use}, nodeSelector and "
+        "namespaceSelector matching); nothing was allocated; see `fabricctl get ippools -o yaml`"
+    )
+
+
+def _full(view: View, pools: Sequence[IPPool]) -> str:
+    kept = " (reserved addresses left out)" if view.reserved else ""
+    return f"node {view.node}: no address left in {_named(pools)}: its own blocks are full{kept}"
+
+
+def _named(pools: Sequence[IPPool]) -> str:
+    return ", ".join(f"{pool.metadata.name} ({pool.spec.cidr})" for pool in pools)
+
+
+def _whose(block: Block) -> str:
+    return f"of {block.affinity}" if block.affinity else "nobody's"

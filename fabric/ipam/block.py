@@ -9,33 +9,46 @@ Source: calico-semantics §5 "Objects"; calico-wire for the JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
 from fabric.errors import ConfigError, Exhausted, NotFound, Taken
 from fabric.ipam.types import Address, Prefix
 
-_KNOWN = {
-    "cidr",
-    "affinity",
-    "affinity_claim_time",
-    "allocations",
-    "unallocated",
-    "attributes",
-    "sequenceNumber",
-    "sequenceNumberForAllocation",
-    "deleted",
+_KNOWN: Mapping[str, type] = {
+    "cidr": str,
+    "affinity": str,
+    "affinity_claim_time": str,
+    "allocations": list,
+    "unallocated": list,
+    "attributes": list,
+    "sequenceNumber": int,
+    "sequenceNumberForAllocation": dict,
+    "deleted": bool,
+}
+_KNOWN_OF_OWNER: Mapping[str, type] = {
+    "handle_id": str,
+    "secondary": dict,
+    "alternateOwnerAttrs": dict,
+    "releasedAt": str,
 }
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds an address. `rest` is what other versions of Calico wrote beside it, kept as it is."""
+    """Who holds an address; `alternate` is a second owner, of a virtual machine on the move.
+
+    With `released_at` (UTC, whole seconds) nobody does: the address cools down until it may be given out
+    again. `rest` is what other versions of Calico wrote beside it, kept as it is.
+    """
 
     handle: str | None
     secondary: Mapping[str, str] = field(default_factory=dict)
+    alternate: Mapping[str, str] = field(default_factory=dict)
+    released_at: datetime | None = None
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -43,7 +56,9 @@ class Owner:
 class Block:
     """One block as stored; ordinals count from the block's first address.
 
-    `owners[i]` is None for a free address. `sequence` rises with each write and never repeats for a
+    `owners[i]` is None for a free address; `affinity` is "host:NODE", "virtual:NAME" or None.
+    `claimed_at` is RFC 3339, or "" where it is not known. A `deleted` block is one whose deletion
+    somebody has announced: it gives out nothing more. `sequence` rises with each write and never repeats for a
     prefix, since a new block starts at wall-clock nanoseconds; `sequences` holds, for each allocated
     ordinal, the number at which it was allocated.
     """
@@ -55,6 +70,7 @@ class Block:
     free: tuple[int, ...]
     sequence: int
     sequences: Mapping[int, int] = field(default_factory=dict)
+    deleted: bool = False
     rest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,6 +81,7 @@ class Block:
 
     @property
     def empty(self) -> bool:
+        """No address is held, and none cools down."""
         return not any(self.owners)
 
     def address(self, ordinal: int) -> Address:
@@ -76,32 +93,50 @@ class Block:
     def held_by(self, handle: str) -> tuple[Address, ...]:
         """Return the addresses that `handle` holds here, in order."""
         return tuple(
-            self.address(i) for i, owner in enumerate(self.owners) if owner and owner.handle == handle
+            self.address(i)
+            for i, owner in enumerate(self.owners)
+            if owner and owner.handle == handle and owner.released_at is None
         )
 
+    def claimed_before(self, moment: datetime) -> bool:
+        """Whether it was claimed at `moment` or earlier; one that does not say when, was."""
+        try:
+            return datetime.fromisoformat(self.claimed_at) <= moment
+        except (ValueError, TypeError):
+            return True
 
-def new(prefix: Prefix, node: str, now_ns: int, claimed_at: str) -> Block:
-    """Return an empty block, affine to `node`. `now_ns` is wall-clock time in nanoseconds."""
+
+def new(prefix: Prefix, node: str, at: datetime) -> Block:
+    """Return an empty block, affine to `node` from `at` (UTC) on."""
     size = prefix.num_addresses
     return Block(
         prefix=prefix,
         affinity=f"host:{node}",
-        claimed_at=claimed_at,
+        claimed_at=_text(at),
         owners=(None,) * size,
         free=tuple(range(size)),
-        sequence=now_ns,
+        sequence=int(at.timestamp() * 1_000_000) * 1000,
     )
 
 
-def allocate(block: Block, owner: Owner) -> tuple[Block, Address]:
-    """Give `owner` the address that has been free the longest.
+def usable(block: Block, reserved: Iterable[Prefix] = ()) -> int | None:
+    """Return the ordinal that automatic assignment takes next: free the longest, and not reserved."""
+    if block.deleted:
+        return None
+    near = [prefix for prefix in reserved if prefix.overlaps(block.prefix)]
+    return next((i for i in block.free if not any(block.address(i) in prefix for prefix in near)), None)
+
+
+def allocate(block: Block, owner: Owner, reserved: Iterable[Prefix] = ()) -> tuple[Block, Address]:
+    """Give `owner` the address that has been free the longest, of those not in `reserved`.
 
     Raises:
-        Exhausted: every address of the block is held.
+        Exhausted: every address of the block is held or reserved.
     """
-    if not block.free:
-        raise Exhausted(f"block {block.prefix}: all {len(block.owners)} addresses are held")
-    return _give(block, block.free[0], owner), block.address(block.free[0])
+    ordinal = usable(block, reserved)
+    if ordinal is None:
+        raise Exhausted(f"block {block.prefix}: all {len(block.owners)} addresses are held or reserved")
+    return _give(block, ordinal, owner), block.address(ordinal)
 
 
 def allocate_exact(block: Block, address: Address, owner: Owner) -> Block:
@@ -112,6 +147,11 @@ def allocate_exact(block: Block, address: Address, owner: Owner) -> Block:
     """
     ordinal = block.ordinal(address)
     if (holder := block.owners[ordinal]) is not None:
+        if holder.released_at:
+            raise Taken(
+                f"address {address}: released at {_text(holder.released_at)} and still cooling down; nothing was "
+                "allocated; choose another address or wait"
+            )
         where = holder.secondary.get("node", "an unknown node")
         raise Taken(
             f"address {address}: held by {holder.handle or 'no handle'} on {where}; nothing was allocated; "
@@ -132,23 +172,66 @@ def _give(block: Block, ordinal: int, owner: Owner) -> Block:
     )
 
 
-def release(block: Block, address: Address, handle: str) -> Block:
-    """Take `address` back from `handle`; it goes to the tail of the queue.
+def release(
+    block: Block,
+    address: Address,
+    handle: str | None,
+    expected_sequence: int | None = None,
+    *,
+    at: datetime,
+    cooldown: int = 0,
+) -> Block:
+    """Take `address` back; it goes to the tail of the queue, after `cooldown` seconds where that is not 0.
+
+    Args:
+        handle: who is expected to hold it; None: whoever it is.
+        expected_sequence: the number it is expected to have been allocated at.
+        at: now, UTC.
 
     Raises:
-        NotFound: `handle` does not hold it, so it is left alone.
+        NotFound: nobody holds it (free, or cooling down already).
+        Taken: it was given to another since; it is left alone.
     """
     ordinal = block.ordinal(address)
-    owner = block.owners[ordinal]
-    if owner is None or owner.handle != handle:
-        raise NotFound(f"address {address}: not held by {handle}; it was left as it is")
+    owner, sequence = block.owners[ordinal], block.sequences.get(ordinal)
+    if owner is None or owner.released_at:
+        raise NotFound(f"address {address}: nobody holds it; it was left as it is")
+    if handle is not None and owner.handle != handle:
+        raise Taken(
+            f"address {address}: held by {owner.handle or 'no handle'}, not held by {handle}; it was left as it is"
+        )
+    if expected_sequence is not None and sequence != expected_sequence:
+        raise Taken(
+            f"address {address}: allocated at sequence number {sequence}, not {expected_sequence}: given out anew "
+            "since; it was left as it is"
+        )
+    if not cooldown:
+        return _free(block, [ordinal])
     owners = list(block.owners)
-    owners[ordinal] = None
+    owners[ordinal] = replace(owner, handle=None, released_at=at.replace(microsecond=0))
+    return replace(block, owners=tuple(owners), sequence=block.sequence + 1)
+
+
+def cooled(block: Block, at: datetime, cooldown: int) -> Block:
+    """Free what was released `cooldown` seconds ago or earlier; without any, return `block` itself."""
+    since = at - timedelta(seconds=cooldown)
+    ripe = [
+        (owner.released_at, i)
+        for i, owner in enumerate(block.owners)
+        if owner and owner.released_at and owner.released_at <= since
+    ]
+    return _free(block, [i for _, i in sorted(ripe)]) if ripe else block
+
+
+def _free(block: Block, ordinals: list[int]) -> Block:
+    owners = list(block.owners)
+    for i in ordinals:
+        owners[i] = None
     return replace(
         block,
         owners=tuple(owners),
-        free=(*block.free, ordinal),
-        sequences={i: number for i, number in block.sequences.items() if i != ordinal},
+        free=(*block.free, *ordinals),
+        sequences={i: number for i, number in block.sequences.items() if i not in ordinals},
         sequence=block.sequence + 1,
     )
 
@@ -156,6 +239,11 @@ def release(block: Block, address: Address, handle: str) -> Block:
 def without_affinity(block: Block) -> Block:
     """Return the block belonging to no node: its addresses stay valid and can only be released."""
     return replace(block, affinity=None, sequence=block.sequence + 1)
+
+
+def touched(block: Block) -> Block:
+    """Return the block as a write alone leaves it: who decided on it as it was, loses the race."""
+    return replace(block, sequence=block.sequence + 1)
 
 
 def to_json(block: Block) -> str:
@@ -173,13 +261,10 @@ def to_json(block: Block) -> str:
     document |= {
         "allocations": allocations,
         "unallocated": list(block.free),
-        "attributes": [
-            {"handle_id": owner.handle, "secondary": dict(owner.secondary)} | dict(owner.rest)
-            for owner in attributes.values()
-        ],
+        "attributes": [_attribute(owner) for owner in attributes.values()],
         "sequenceNumber": block.sequence,
         "sequenceNumberForAllocation": {str(i): number for i, number in sorted(block.sequences.items())},
-        "deleted": False,
+        "deleted": block.deleted,
     }
     return json.dumps(document | dict(block.rest), separators=(",", ":"))
 
@@ -191,7 +276,10 @@ def from_json(text: str) -> Block:
         ConfigError: it is no block of Calico's; the message says which part is wrong.
     """
     try:
-        document = json.loads(text)
+        document = _shaped(json.loads(text), _KNOWN)
+        _integers([i for i in document["allocations"] if i is not None], "allocations")
+        _integers(document["unallocated"], "unallocated")
+        _integers((document.get("sequenceNumberForAllocation") or {}).values(), "sequenceNumberForAllocation")
         owners_by_index = [_owner(attribute) for attribute in document.get("attributes") or []]
         block = Block(
             prefix=ip_network(document["cidr"]),
@@ -199,13 +287,14 @@ def from_json(text: str) -> Block:
             claimed_at=document.get("affinity_claim_time") or "",
             owners=tuple(None if i is None else owners_by_index[i] for i in document["allocations"]),
             free=tuple(document["unallocated"]),
-            sequence=document.get("sequenceNumber", 0),
+            sequence=document.get("sequenceNumber") or 0,
             sequences={int(i): n for i, n in (document.get("sequenceNumberForAllocation") or {}).items()},
+            deleted=bool(document.get("deleted")),
             rest={key: value for key, value in document.items() if key not in _KNOWN},
         )
         # A free address that is held, or is none of the block's, would be given out a second time.
         wrong = [i for i in block.free if not 0 <= i < len(block.owners) or block.owners[i]]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as err:
         raise ConfigError(f"stored block: not readable ({type(err).__name__}: {err})") from err
     if len(block.owners) != block.prefix.num_addresses:
         raise ConfigError(
@@ -218,9 +307,40 @@ def from_json(text: str) -> Block:
     return block
 
 
+def _shaped(document: Any, known: Mapping[str, type]) -> Mapping[str, Any]:
+    """Return `document` where every field that is known and given has its type; decisions rely on it."""
+    for key, kind in known.items():
+        if (value := document.get(key)) is not None and type(value) is not kind:
+            raise TypeError(f"{key} is {type(value).__name__}, not {kind.__name__}")
+    return document  # type: ignore[no-any-return]
+
+
+def _integers(values: Iterable[object], what: str) -> None:
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError(f"{what} has something else than numbers from 0")
+
+
 def _owner(attribute: Mapping[str, Any]) -> Owner:
+    attribute = _shaped(attribute, _KNOWN_OF_OWNER)
+    released = attribute.get("releasedAt")
     return Owner(
         handle=attribute.get("handle_id"),
         secondary=attribute.get("secondary") or {},
-        rest={key: value for key, value in attribute.items() if key not in {"handle_id", "secondary"}},
+        alternate=attribute.get("alternateOwnerAttrs") or {},
+        released_at=datetime.fromisoformat(released).astimezone(UTC) if released else None,
+        rest={key: value for key, value in attribute.items() if key not in _KNOWN_OF_OWNER},
     )
+
+
+def _attribute(owner: Owner) -> dict[str, Any]:
+    attribute: dict[str, Any] = {"handle_id": owner.handle, "secondary": dict(owner.secondary)}
+    if owner.alternate:
+        attribute["alternateOwnerAttrs"] = dict(owner.alternate)
+    if owner.released_at:
+        attribute["releasedAt"] = _text(owner.released_at)
+    return attribute | dict(owner.rest)
+
+
+def _text(at: datetime) -> str:
+    """RFC 3339 in whole seconds, as Calico writes it."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,3 +7,8 @@ from typing import TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Prefix: TypeAlias = IPv4Network | IPv6Network
+
+
+def order(prefix: Prefix) -> tuple[int, int, int]:
+    """Return what prefixes of both families sort by; `ipaddress` refuses to compare v4 with v6."""
+    return prefix.version, int(prefix.network_address), prefix.prefixlen

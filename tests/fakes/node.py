@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
+from fabric.agent.datastore import Keeper, follow
 from fabric.agent.endpoint import Request
-from fabric.agent.main import _follow_store
 from fabric.agent.passes import Passes
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
@@ -17,30 +18,39 @@ from fabric.model.ippool import IPPool
 from fabric.model.node import Node
 from fabric.model.wire import to_json
 from fabric.ops.resources import key_of
+from fabric.store.cache import Journal, Origin
 from fabric.store.kv import Changes, Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.fib import FakeFib
 from tests.fakes.links import FakeLinks
 
+NO_COPY = Path("/proc/no-copy")
+
 
 class MuteEtcd(FakeEtcd):
     """An etcd that answers badly: the next `lost` commits are done, and their answers lost on the way.
 
-    While `flows` is clear, watches tell nothing; `refused` is set by each lost race.
+    While `flows` is clear, watches tell nothing; `refused` is set by each lost race. The key `contested` is
+    written by somebody else just before each commit that depends on it. `commits` counts those that were done.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lost = 0
+        self.lost = self.commits = 0
+        self.contested = ""
         self.flows, self.refused = asyncio.Event(), asyncio.Event()
         self.flows.set()
 
     async def commit(self, txn: Txn) -> int:
+        if self.contested in {guard.key for guard in txn.guards}:
+            item = await self.get(self.contested)
+            await super().commit(Txn((), (Put(self.contested, item.value if item else "{}"),)))
         try:
             revision = await super().commit(txn)
         except Conflict:
             self.refused.set()
             raise
+        self.commits += 1
         if self.lost:
             self.lost -= 1
             raise StoreError("commit: no answer; it may or may not have been done")
@@ -67,12 +77,13 @@ class RoutedLinks(FakeLinks):
 
 
 class FakeNode:
-    def __init__(self, name: str, kv: FakeEtcd) -> None:
+    def __init__(self, name: str, kv: FakeEtcd, copy: Path = NO_COPY) -> None:
         self.kv, self.fib = kv, FakeFib()
         self.links = RoutedLinks(self.fib)
         self.passes = Passes(self.links, self.fib)
         self.state = State(name)
         self.workloads = Workloads(self.state, kv, self.passes)
+        self.keeper = Keeper(self.state, Journal(copy, Origin(name, "", ("fake",))))
 
     async def caught_up(self) -> None:
         """Return once the watch has shown all there is."""
@@ -81,20 +92,30 @@ class FakeNode:
 
 
 @asynccontextmanager
-async def running(kv: FakeEtcd, name: str = "n1") -> AsyncIterator[FakeNode]:
-    """Register the node `name` and follow etcd with it until the block ends."""
-    node = FakeNode(name, kv)
+async def running(kv: FakeEtcd, name: str = "n1", copy: Path = NO_COPY) -> AsyncIterator[FakeNode]:
+    """Register the node `name` and follow etcd with it until the block ends; at `copy` it keeps its copy."""
     await put(
         kv,
         Node.model_validate({"metadata": {"name": name}, "spec": {"bgp": {"ipv4Address": "192.0.2.1/24"}}}),
     )
-    async with asyncio.TaskGroup() as tasks:
-        follower = tasks.create_task(_follow_store(node.state, kv))
+    async with started(kv, name, copy) as node:
         await node.caught_up()
+        yield node
+
+
+@asynccontextmanager
+async def started(kv: FakeEtcd, name: str = "n1", copy: Path = NO_COPY) -> AsyncIterator[FakeNode]:
+    """The same for a node that is registered already, and without waiting for etcd."""
+    node = FakeNode(name, kv, copy)
+    async with asyncio.TaskGroup() as tasks:
+        following = [tasks.create_task(follow(node.state, kv, node.keeper))]
+        if copy != NO_COPY:
+            following.append(tasks.create_task(node.keeper.run()))
         try:
             yield node
         finally:
-            follower.cancel()
+            for task in following:
+                task.cancel()
 
 
 async def put(kv: FakeEtcd, resource: Resource) -> None:
