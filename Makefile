@@ -9,9 +9,9 @@ SOURCES := fabric bgp policy tests
 
 # What the labs and tests run besides Python: real routers, a real etcd, the tools of the kernel.
 APT := python3 python3-venv python3-dev gcc iproute2 iptables ipset nftables conntrack iputils-ping procps \
-	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins
+	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins groff-base
 
-.PHONY: help setup demo test check bench fmt clean
+.PHONY: help setup demo test check bench man fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,10 @@ check: setup ## format, lint, types, layers, unit tests
 
 bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.attach
+
+man: setup ## the man page, build/fabricctl.1, from the help texts
+	@mkdir -p build
+	@$(BIN)/python -m fabric.cli.manual >build/fabricctl.1
 
 fmt: setup ## format and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)

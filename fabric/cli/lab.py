@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
+from fabric.cli import completion
 from fabric.cli.options import Output, without_dashes
-from fabric.cli.output import Format, document, table
+from fabric.cli.output import Format, document, progress, table
 
-app = typer.Typer(no_args_is_help=True, help="Run a containerlab topology in namespaces, without Docker.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Run a containerlab topology in namespaces, without Docker.",
+)
 
-File = Annotated[Path, typer.Argument(help="A containerlab topology (NAME.clab.yml).", show_default=False)]
+File = Annotated[
+    Path,
+    typer.Argument(
+        click_type=completion.FILE, help="A containerlab topology (NAME.clab.yml).", show_default=False
+    ),
+]
 
 
 @app.command()
@@ -42,7 +53,8 @@ def down(file: File) -> None:
     from fabric.lab.lab import Lab
 
     lab = Lab.load(file)
-    gone = lab.down()
+    with progress(f"lab {lab.name}: going down"):
+        gone = lab.down()
     typer.echo(f"lab {lab.name}: {'down' if gone else 'was not up; nothing changed'}")
 
 

@@ -1,4 +1,4 @@
-"""`fabricctl node`: join, leave, status, list."""
+"""`fabricctl node`: join, check, leave, status, list."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,26 @@ import typer
 
 from fabric import config as configuration
 from fabric.cli import output
-from fabric.cli.options import Etcd, Labels, Output, pairs, split
+from fabric.cli.options import (
+    Etcd,
+    EtcdCa,
+    EtcdCert,
+    EtcdKey,
+    EtcdPasswordFile,
+    EtcdUser,
+    Labels,
+    Output,
+    etcd_flags,
+    pairs,
+    split,
+)
 from fabric.cli.output import Format
-from fabric.config import Config
 from fabric.errors import FabricError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fabric.ops.findings import Finding
     from fabric.ops.join import Peer
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -27,6 +42,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 @app.command()
 def join(
     etcd: Etcd = None,
+    etcd_ca: EtcdCa = None,
+    etcd_cert: EtcdCert = None,
+    etcd_key: EtcdKey = None,
+    etcd_user: EtcdUser = None,
+    etcd_password_file: EtcdPasswordFile = None,
     name: Annotated[str, typer.Option(help="The node's name.", show_default="the host name")] = "",
     ip: Annotated[str, typer.Option(help="The node's address, or auto.")] = "auto",
     as_number: Annotated[int | None, typer.Option("--as", help="Its AS number; else the cluster's.")] = None,
@@ -46,14 +66,12 @@ def join(
 
     Example: fabricctl node join --etcd 192.0.2.10:2379 --as 65001 --peer 192.0.2.1=65000
     """
-    from fabric.cli.store import with_store
+    from fabric.cli.store import configured, with_store
     from fabric.ops import join as op
     from fabric.ops import start
 
-    endpoints = configuration.endpoints_of(split(etcd)) if etcd else ()
-    config = Config(
-        endpoints or configuration.required(configuration.load()).etcd, name or socket.gethostname()
-    )
+    flags = etcd_flags(etcd, etcd_ca, etcd_cert, etcd_key, etcd_user, etcd_password_file)
+    config = replace(configuration.required(configured(flags)), node=name or socket.gethostname())
     request = op.Request(
         name=config.node,
         ip=ip,
@@ -135,6 +153,53 @@ def _pool(text: str) -> Any:
 
 
 @app.command()
+def check(form: Output = Format.TABLE) -> None:
+    """Look for what keeps this host from being a node, or may hurt it. Exit status 1 on a finding.
+
+    Changes nothing. Each finding has an id that stays the same; docs/reference/findings.md has them all.
+
+    Example: fabricctl node check
+
+    Example: fabricctl --etcd 192.0.2.10:2379 node check -o json
+    """
+    import asyncio
+
+    from fabric.cli.store import configured, with_store
+    from fabric.errors import StoreError
+    from fabric.ops import check as op
+    from fabric.ops import findings
+
+    op.need_root()
+    config, cluster, found = configured(), None, []
+    if config.etcd:
+        try:
+            cluster = with_store(op.read_cluster, config)
+        except StoreError as err:
+            found.append(findings.unreachable(str(err)))
+    with output.progress("host"):
+        found = asyncio.run(op.findings_here(cluster, configuration.saved().node)) + found
+    if not config.etcd:
+        output.note(
+            "the datastore was not looked at: no etcd endpoint is configured; give --etcd before `node`"
+        )
+    if form is Format.TABLE:
+        _print_findings(found)
+    else:
+        keys = ("id", "severity", "title", "cause", "cure")
+        output.document([{key: str(getattr(f, key)) for key in keys} for f in found], form)
+    raise typer.Exit(1 if found else 0)
+
+
+def _print_findings(found: Sequence[Finding]) -> None:
+    """A paragraph each: causes and cures are sentences, which cells of a table would tear apart."""
+    for finding in found:
+        print(f"{finding.id}  {finding.severity}: {finding.title}")
+        print(f"  cause: {finding.cause}\n  cure:  {finding.cure}\n")
+    errors = sum(finding.severity == "error" for finding in found)
+    print(f"{errors} errors, {len(found) - errors} warnings" if found else "nothing found")
+
+
+@app.command()
 def leave() -> None:
     """Give back this node's blocks and names, stop its processes, clean the kernel.
 
@@ -143,9 +208,9 @@ def leave() -> None:
     from fabric.cli.store import with_store
     from fabric.ops import leave as op
 
-    config = op.joined(configuration.load())
+    config = op.joined(configuration.saved())
     output.note(f"node {config.node} leaves ...")
-    for line in with_store(lambda kv: op.leave(config, kv), config).lines:
+    for line in with_store(lambda kv: op.leave(config, kv)).lines:
         print(line)
 
 
@@ -169,9 +234,7 @@ def _print_status(answer: dict[str, Any]) -> None:
     store = answer["datastore"]
     print(f"node       {answer['node']} ({answer['address'] or 'not registered'})")
     print(f"ready      {'yes' if answer['ready'] else 'no'}")
-    print(
-        f"datastore  {'in sync' if store['in_sync'] else store['lost'] or 'reading'}, revision {store['revision']}"
-    )
+    print(f"datastore  {_datastore(store)}, revision {store['revision']}")
     print(f"speaker    {'connected' if answer['speaker']['connected'] else 'not connected'}")
     print(f"workloads  {answer['workloads']}")
     print()
@@ -185,6 +248,15 @@ def _print_status(answer: dict[str, Any]) -> None:
         if lines:
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines))
+
+
+def _datastore(store: dict[str, Any]) -> str:
+    if store["in_sync"]:
+        return "locked (ClusterInformation: datastoreReady is false)" if store["locked"] else "in sync"
+    if not store["stale_since"]:
+        return store["lost"] or "reading"
+    source = ", from this node's copy" if store["copied"] else ""
+    return f"stale for {output.age(time.time() - store['stale_since'])}{source} ({store['lost']})"
 
 
 def _print_sessions(sessions: list[dict[str, Any]]) -> None:

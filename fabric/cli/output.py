@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
-
-UNLIMITED = 10_000  # columns: what reads a pipe does not expect folded cells
 
 
 class Format(StrEnum):
@@ -20,28 +21,35 @@ class Format(StrEnum):
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print `rows` under `headings`, fitted to a terminal, whole lines elsewhere."""
+    """Print `rows` under `headings`: fitted to a terminal, and whole lines without colour elsewhere."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _fitted(headings, cells)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    for line in [headings, *cells]:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _fitted(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
     for heading in headings:
         lines.add_column(heading, overflow="fold")
     for row in rows:
-        lines.add_row(*(Text(str(cell)) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else UNLIMITED)
-    with console.capture() as shown:
-        console.print(lines)
-    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+        lines.add_row(*map(Text, row))
+    Console(highlight=False).print(lines)
 
 
 def document(value: Any, form: Format) -> None:
     """Print `value`, JSON types only, as JSON or YAML."""
     if form is Format.YAML:
-        import yaml
+        from fabric.model.yaml import dump_tree
 
-        yaml.safe_dump(value, sys.stdout, sort_keys=False)
+        print(dump_tree(value), end="")
     else:
         print(json.dumps(value, indent=2))
 
@@ -58,3 +66,32 @@ def age(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // small:02d}{smaller}"
     return f"{whole}s"
+
+
+@contextmanager
+def progress(doing: str, *, after: float = 1.0) -> Iterator[None]:
+    """Show on a terminal's last line, from `after` seconds on, what is being done and for how long.
+
+    On stderr, and gone when the work is done. A line that is printed meanwhile takes its place: keep `doing`
+    shorter than those, since what it does not cover stays.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    began, done = time.monotonic(), threading.Event()
+
+    def show() -> None:
+        wait = after
+        while not done.wait(wait):
+            taken = time.monotonic() - began
+            print(f"\r\x1b[K{doing} ... {taken:.0f} s", end="\r", file=sys.stderr, flush=True)
+            wait = 1.0
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

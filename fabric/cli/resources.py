@@ -1,106 +1,407 @@
-"""`fabricctl apply` and `fabricctl get`."""
+"""`fabricctl get`, and the verbs that write: apply, create, replace, patch, label, delete; and diff."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fabric.cli import output
-from fabric.cli.options import Output
+from fabric.cli import completion, output
+from fabric.cli.options import Files, MaybeFiles, Recursive, pairs
 from fabric.cli.output import Format
-from fabric.errors import ConfigError
+from fabric.errors import ConfigError, FabricError
 
 if TYPE_CHECKING:
-    from fabric.model.base import Resource
+    from fabric.model.base import Resource, Tree
+    from fabric.ops.change import Change, Step
+    from fabric.ops.files import Given
     from fabric.store.kv import KeyValueStore
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+DIFFERS, TROUBLE = 1, 2  # exit statuses of diff, as kubectl's
 
-@app.command()
-def apply(
-    filename: Annotated[
-        list[str], typer.Option("-f", "--filename", help="A YAML or JSON file, or - for standard input.")
-    ],
-) -> None:
-    """Create or update the resources in files; nothing is written unless every file is sound.
+JSONPATH = "jsonpath="
+FORMS = ("table", "wide", "json", "yaml", "name")
 
-    Example: fabricctl apply -f pool.yaml -f peers.yaml
-    """
-    from fabric.cli.store import with_store
-    from fabric.ops import resources
 
-    wanted = [resource for name in filename for resource in _load(name)]
-    if not wanted:
-        raise ConfigError(f"{', '.join(map(_shown, filename))}: no resource in it; nothing was applied")
-    keys = [resources.key_of(resource) for resource in wanted]  # refuses a foreign kind before any is written
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(
-            f"{', '.join(filename)}: {twice.rpartition('org/')[2]} is given twice; nothing was applied"
-        )
+class How(StrEnum):
+    """`patch -t`."""
 
-    async def all_of_them(kv: KeyValueStore) -> None:
-        await resources.refuse_pools(kv, wanted)
-        for resource in wanted:
-            for line in resources.without_effect(resource):
-                output.note(f"warning: {line}")
-            done = await resources.apply(kv, resource)
-            print(f"{resource.kind} {resource.metadata.name}: {done.verb}", flush=True)
+    STRATEGIC = "strategic"
+    MERGE = "merge"
+    JSON = "json"
 
-    with_store(all_of_them)
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
+]
+InNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "-n", "--namespace", help="Namespace of what has one and names none.", show_default="default"
+    ),
+]
+KindWord = Annotated[
+    str,
+    typer.Argument(metavar="KIND", help="A kind, as node, ippools or wep.", autocompletion=completion.kinds),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The object's name.")]
 
 
 @app.command()
 def get(
-    kind: Annotated[str, typer.Argument(help="A kind, as node, ippools or wep.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Names; all of the kind without any.")] = None,
-    namespace: Annotated[
+    kind: Annotated[
         str | None,
-        typer.Option("-n", "--namespace", help="Namespace.", show_default="default for a name, else all"),
+        typer.Argument(
+            metavar="[KIND",
+            help="A kind, as node, ippools or wep.",
+            show_default=False,
+            autocompletion=completion.kinds,
+        ),
     ] = None,
-    form: Output = Format.TABLE,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...]", help="Names; all of the kind without any.")
+    ] = None,
+    filename: MaybeFiles = None,
+    recursive: Recursive = False,
+    namespace: InNamespace = None,
+    all_namespaces: Annotated[
+        bool, typer.Option("-A", "--all-namespaces", help="Those of every namespace.")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("-o", "--output", metavar="FORM", help=f"{', '.join(FORMS)} or {JSONPATH}TEMPLATE.")
+    ] = "table",
 ) -> None:
-    """Show resources.
+    """Show resources: all of a kind, those named, or those that files describe.
 
-    Example: fabricctl get ippools -o yaml
+    Example: fabricctl get ippools -o wide
+
+    Example: fabricctl get wep -A -o jsonpath='{.items[*].spec.ipNetworks[0]}'
     """
+    if form not in FORMS and not form.startswith(JSONPATH):
+        raise typer.BadParameter(
+            f'"{form}" is none of {", ".join(FORMS)}, {JSONPATH}TEMPLATE', param_hint="'-o'"
+        )
+    if (kind is None) == (not filename):
+        raise typer.BadParameter("give either a KIND, or files with -f", param_hint="'KIND' / '-f'")
+    if all_namespaces and (names or namespace):
+        raise typer.BadParameter("excludes -n and names: a name is of one namespace", param_hint="'-A'")
+    namespaces = all_namespaces or namespace is not None
+    if filename:
+        found = _described(filename, recursive, namespace)
+        _show(found, form, namespaces=namespaces, single=True)
+        return
+    word = kind or ""
+    found = _found(word, names, None if all_namespaces else namespace or "default")
+    _show(found, form, namespaces=namespaces, single=bool(names), word=word)
+
+
+def _found(word: str, names: Sequence[str] | None, namespace: str | None) -> list[Resource]:
     from fabric.cli.store import fetch
-    from fabric.model.base import tree
 
-    found = fetch(kind, names or (), namespace)
-    if form is Format.TABLE:
-        namespaced = any(r.metadata.namespace for r in found)
-        headings = ["NAMESPACE", "NAME"] if namespaced else ["NAME"]
-        output.table(headings, [(*([r.metadata.namespace] * namespaced), r.metadata.name) for r in found])
-    elif names and len(found) == 1:
-        output.document(tree(found[0]), form)
+    return fetch(word, names or (), namespace)
+
+
+def _described(filename: Sequence[str], recursive: bool, namespace: str | None) -> list[Resource]:
+    """Return what is stored of the objects that files describe."""
+    from fabric.cli.store import with_store
+    from fabric.model import kinds
+    from fabric.ops import files, resources
+
+    given = [resources.placed(g.resource, namespace) for g in files.read(filename, recursive=recursive)]
+    wanted = [(kinds.lookup(r.kind), r.metadata) for r in given if resources.key_of(r)]
+
+    async def all_of_them(kv: KeyValueStore) -> list[Resource]:
+        return [
+            resource
+            for kind, metadata in wanted
+            for resource in await resources.get(kv, kind, [metadata.name], metadata.namespace)
+        ]
+
+    return with_store(all_of_them)
+
+
+def _show(
+    found: Sequence[Resource], form: str, *, namespaces: bool, single: bool, word: str | None = None
+) -> None:
+    """Print resources; `single` says that one alone is no list, `word` which kind is meant where there are none."""
+    from fabric.model.change import shown
+
+    trees = [shown(resource) for resource in found]
+    if form in {"table", "wide"}:
+        _tables(trees, wide=form == "wide", namespaces=namespaces, word=word)
+    elif form == "name":
+        for resource in found:
+            print(f"{resource.kind.lower()}/{resource.metadata.name}")
     else:
-        items = [tree(resource) for resource in found]
-        output.document({"kind": "List", "apiVersion": "v1", "items": items}, form)
+        value = (
+            trees[0] if single and len(trees) == 1 else {"kind": "List", "apiVersion": "v1", "items": trees}
+        )
+        if form.startswith(JSONPATH):
+            from fabric.cli.jsonpath import evaluate
+
+            print(evaluate(form.removeprefix(JSONPATH), value), end="")
+        else:
+            output.document(value, Format(form))
 
 
-def _load(name: str) -> list[Resource]:
-    from fabric.model.yaml import load_resources
+def _tables(trees: Sequence[Tree], *, wide: bool, namespaces: bool, word: str | None) -> None:
+    """Print a table for each kind, in the order in which they come."""
+    from fabric.cli import columns
+    from fabric.model import kinds
+
+    by_kind: dict[str, list[Tree]] = {kinds.lookup(word).name: []} if word else {}
+    for tree in trees:
+        by_kind.setdefault(tree["kind"], []).append(tree)
+    for at, (name, rows) in enumerate(by_kind.items()):
+        if at:
+            print()
+        with_namespace = namespaces and kinds.lookup(name).namespaced
+        output.table(*columns.table(name, rows, wide=wide, namespaces=with_namespace))
+
+
+@app.command()
+def apply(
+    filename: Files,
+    recursive: Recursive = False,
+    namespace: InNamespace = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Create or update the resources in files; nothing is written unless every file is sound.
+
+    A file with a resourceVersion, as `get -o yaml` prints it, is written only if nobody has written since.
+
+    Example: fabricctl apply -f pool.yaml -f peers.yaml
+    """
+    from fabric.ops import change
+
+    _change(_from_files(change.apply, filename, recursive, namespace), dry_run)
+
+
+@app.command()
+def create(
+    filename: Files,
+    recursive: Recursive = False,
+    namespace: InNamespace = None,
+    skip_exists: Annotated[bool, typer.Option("--skip-exists", help="Leave alone what exists.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Create the resources in files; one that exists is an error, and nothing is written.
+
+    Example: fabricctl create -f pool.yaml --skip-exists
+    """
+    from fabric.ops import change
+
+    def verb(given: Given) -> Change:
+        return change.create(given, skip_exists=skip_exists)
+
+    _change(_from_files(verb, filename, recursive, namespace), dry_run)
+
+
+@app.command()
+def replace(
+    filename: Files,
+    recursive: Recursive = False,
+    namespace: InNamespace = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Replace existing resources by those in files, whole: what a file leaves out is gone.
+
+    Example: fabricctl get ippool a -o yaml | sed s/Never/Always/ | fabricctl replace -f -
+    """
+    from fabric.ops import change
+
+    _change(_from_files(change.replace, filename, recursive, namespace), dry_run)
+
+
+@app.command()
+def delete(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND",
+            help="A kind, as node, ippools or wep.",
+            show_default=False,
+            autocompletion=completion.kinds,
+        ),
+    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...]", help="Names of it.")] = None,
+    filename: MaybeFiles = None,
+    recursive: Recursive = False,
+    namespace: InNamespace = None,
+    skip_not_exists: Annotated[
+        bool, typer.Option("-s", "--skip-not-exists", help="Take no notice of what does not exist.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete the resources that are named, or that files describe.
+
+    A pool is disabled first, then its blocks are released; addresses in use stay valid.
+
+    Example: fabricctl delete bgppeer tor1 tor2
+    """
+    from fabric.model import kinds
+    from fabric.ops import change
+
+    if bool(names) == bool(filename) or bool(kind) != bool(names):
+        raise typer.BadParameter("give either KIND and NAME, or files with -f", param_hint="'KIND' / '-f'")
+
+    def verb(given: Given) -> Change:
+        return change.delete(given, skip_not_exists=skip_not_exists)
+
+    if filename:
+        _change(_from_files(verb, filename, recursive, namespace), dry_run)
+        return
+    of = kinds.lookup(kind or "")
+    wanted = list(dict.fromkeys(names or ()))
+    _change(
+        [change.delete_named(of, name, namespace, skip_not_exists=skip_not_exists) for name in wanted],
+        dry_run,
+    )
+
+
+@app.command()
+def patch(
+    kind: KindWord,
+    name: Name,
+    text: Annotated[str, typer.Option("-p", "--patch", help="The patch, JSON or YAML.")],
+    how: Annotated[
+        How,
+        typer.Option(
+            "-t", "--type", help="merge: RFC 7396; json: RFC 6902; strategic: as merge, as calicoctl does."
+        ),
+    ] = How.STRATEGIC,
+    namespace: InNamespace = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Change parts of one resource.
+
+    Example: fabricctl patch ippool a -p '{"spec": {"disabled": true}}'
+
+    Example: fabricctl patch node n1 -t json -p '[{"op": "remove", "path": "/spec/bgp/asNumber"}]'
+    """
+    from fabric.model import kinds, yaml
+    from fabric.ops import change
+
+    documents = yaml.documents(text, "--patch")
+    if len(documents) != 1:
+        raise ConfigError(f"--patch: has {len(documents)} documents in it, must be one; nothing was written")
+    of = kinds.lookup(kind)
+    _change([change.patch(of, name, namespace, documents[0].value, how.value)], dry_run)
+
+
+@app.command()
+def label(
+    kind: KindWord,
+    name: Name,
+    labels: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE|KEY-...", help="Labels to set; KEY- removes one.")
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Change labels that have another value.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove: each argument is a KEY.")] = False,
+    namespace: InNamespace = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Set or remove labels of one resource.
+
+    Example: fabricctl label node n1 rack=r1 zone-
+    """
+    from fabric.model import kinds
+    from fabric.ops import change
+
+    if remove and overwrite:
+        raise typer.BadParameter("excludes --overwrite", param_hint="'--remove'")
+    gone = labels if remove else [text[:-1] for text in labels if text.endswith("-") and "=" not in text]
+    wanted = {} if remove else pairs([t for t in labels if "=" in t or not t.endswith("-")], "KEY=VALUE")
+    if both := wanted.keys() & set(gone):
+        raise typer.BadParameter(f'"{min(both)}" is both set and removed', param_hint="KEY=VALUE")
+    of = kinds.lookup(kind)
+    _change([change.label(of, name, namespace, wanted, gone, overwrite=overwrite)], dry_run)
+
+
+@app.command()
+def diff(filename: Files, recursive: Recursive = False, namespace: InNamespace = None) -> None:
+    """Show what `apply` would change; exit status 0: nothing, 1: something, 2: it cannot be applied.
+
+    Example: fabricctl diff -R -f policies/
+    """
+    from fabric.cli.store import with_store
+    from fabric.ops import change
+    from fabric.ops.diff import diff as differences
 
     try:
-        return load_resources(_read(name), _shown(name))
-    except ConfigError as err:
-        raise ConfigError(
-            f"{err}; nothing was applied" if "\n" not in str(err) else f"{err}\nnothing was applied"
-        ) from err
+        steps = with_store(_planned(_from_files(change.apply, filename, recursive, namespace)))
+    except FabricError as err:
+        output.note(f"fabricctl: {err}")
+        raise typer.Exit(TROUBLE) from err
+    texts = list(differences(steps))
+    print("".join(texts), end="")
+    raise typer.Exit(DIFFERS if texts else 0)
 
 
-def _read(name: str) -> str:
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{_shown(name)}: {reason}") from err
+def _from_files(
+    verb: Callable[[Given], Change], filename: Sequence[str], recursive: bool, namespace: str | None
+) -> list[Change]:
+    from fabric.ops import change, files
+
+    return change.gather(verb, files.read(filename, recursive=recursive), namespace)
 
 
-def _shown(name: str) -> str:
-    return "standard input" if name == "-" else name
+def _planned(changes: Sequence[Change]) -> Any:
+    """Return work for `with_store`: decide and check everything, tell the warnings, write nothing."""
+    from fabric.ops import change, pools
+    from fabric.ops.refuse import refuse
+
+    async def work(kv: KeyValueStore) -> list[Step]:
+        steps = await change.plan(kv, changes)
+        host = await pools.host_subnets() if any(c.kind == "IPPool" for c in changes) else []
+        for line in await refuse(kv, steps, host):
+            output.note(f"warning: {line}")
+        return steps
+
+    return work
+
+
+def _change(changes: Sequence[Change], dry_run: bool) -> None:
+    """Carry the changes out, a line each as it is done."""
+    from fabric.cli.store import with_store
+    from fabric.ops import change
+
+    async def all_of_them(kv: KeyValueStore) -> None:
+        steps = await _planned(changes)(kv)
+        for line in _unused(steps):
+            output.note(f"warning: {line}")
+        if dry_run:
+            for step in steps:
+                print(f"{step.change.what}: {step.verb} (dry run)")
+            return
+        async for step in change.carry_out(kv, steps):
+            print(f"{step.change.what}: {step.verb}", flush=True)
+
+    with_store(all_of_them)
+
+
+def _unused(steps: Sequence[Step]) -> list[str]:
+    """Say what is stored now and changes nothing here: a line for each field of a kind, or for the kind."""
+    from fabric.model.effects import not_used
+    from fabric.ops.change import Verb
+
+    named: dict[tuple[str, str], list[str]] = {}
+    for step in steps:
+        if step.after is not None and step.verb in {Verb.CREATED, Verb.CONFIGURED}:
+            for path in not_used(step.after):
+                named.setdefault((step.change.kind, path), []).append(str(step.change))
+    return [
+        ": ".join(
+            filter(
+                None,
+                [names[0] + (f" and {len(names) - 1} more" if names[1:] else ""), path, "kept, not used"],
+            )
+        )
+        for (_, path), names in named.items()
+    ]

@@ -48,6 +48,10 @@ def add(
     ] = False,
     label: Labels = None,
     ip: Annotated[str, typer.Option(help="The address to give it.", show_default="the next free one")] = "",
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="Take the address from this pool (name or prefix); may be given several times."),
+    ] = None,
     namespace: Namespace = "default",
     form: Output = Format.TABLE,
 ) -> None:
@@ -64,7 +68,13 @@ def add(
         raise typer.BadParameter(
             "give either --netns PATH, or --run and a command", param_hint="'--netns' / '--run'"
         )
-    request = {"name": name, "namespace": namespace, "labels": pairs(label, "--label"), "address": ip or None}
+    request = {
+        "name": name,
+        "namespace": namespace,
+        "labels": pairs(label, "--label"),
+        "address": ip or None,
+        "pools": pool or [],
+    }
     if run:
         raise typer.Exit(_run(request, command))
     # A bare name is one of `ip netns`, as it is for `ip`.

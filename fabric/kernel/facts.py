@@ -1,12 +1,12 @@
-"""Touches what a host says about itself: its addresses, who listens on a port, its clock, its kernel.
+"""Touches what a host says about itself: its addresses, its daemons and their files, its clock, its sysctls.
 
-Reads only. For the checks of `node join` and for the choice of a session's source address.
+Reads only. For the checks of a host and for the choice of a session's source address.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,9 @@ from fabric.kernel.threads import in_thread
 
 TCP_LISTEN = "0A"
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+COMM_LENGTH = 15  # what the kernel keeps of a process's name
+# linux/ipv6_route.h: a default route, learned from a router advertisement by the kernel itself.
+RTF_DEFAULT, RTF_ADDRCONF = 0x00010000, 0x00040000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +122,41 @@ async def clock() -> Clock:
     timex = (ctypes.c_long * 32)()
     state = ctypes.CDLL(None).adjtimex(timex)
     return Clock(state not in (-1, TIME_ERROR), timex[3])
+
+
+def sysctls(names: Iterable[str]) -> dict[str, str]:
+    """Return the sysctls that exist here, each by its name with slashes: "net/ipv4/ip_forward".
+
+    Slashes, as sysctl(8) takes them too, since the name of a VLAN's link has a dot.
+    """
+    found = {}
+    for name in names:
+        with suppress(OSError):  # not in this namespace, or without its module
+            found[name] = Path("/proc/sys", name).read_text().strip()
+    return found
+
+
+def running(names: Collection[str]) -> frozenset[str]:
+    """Return those of `names` that a process we can see has."""
+    there = {_name(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
+    return frozenset(name for name in names if name[:COMM_LENGTH] in there)
+
+
+def files(patterns: Iterable[str], root: Path = Path("/")) -> dict[str, str]:
+    """Return the text of the files that match, by their absolute path below `root`; unreadable ones are left out."""
+    found = {}
+    for pattern in patterns:
+        for path in sorted(root.glob(pattern.lstrip("/"))):
+            with suppress(OSError):
+                found[f"/{path.relative_to(root)}"] = path.read_text(encoding="utf-8", errors="replace")
+    return found
+
+
+def advertised_defaults() -> frozenset[str]:
+    """Return the links on which the kernel has an IPv6 default route from a router advertisement."""
+    try:
+        lines = Path("/proc/thread-self/net/ipv6_route").read_text().splitlines()
+    except FileNotFoundError:
+        return frozenset()
+    wanted = RTF_DEFAULT | RTF_ADDRCONF
+    return frozenset(fields[9] for fields in map(str.split, lines) if int(fields[8], 16) & wanted == wanted)

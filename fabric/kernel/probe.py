@@ -1,13 +1,18 @@
 """Touches a network namespace made for the purpose: tries there what a node needs of its kernel.
 
-Nothing of the host changes: the namespace goes with the thread that made it.
+Nothing of the host changes: the namespace goes with the thread that made it. Only a tunnel that is asked for
+is tried, since the kernel loads its module for that.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
+import struct
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from functools import partial
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -15,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from fabric.kernel.threads import CLONE_NEWNET, in_thread
 
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
+TCP_MD5SIG = 14  # linux/tcp.h
 
 _TRIALS: dict[str, Callable[[IPRoute], object]] = {
     "veth pairs (CONFIG_VETH)": lambda ip: ip.link("add", ifname="probe0", kind="veth", peer="probe1"),
@@ -30,23 +36,60 @@ _TRIALS: dict[str, Callable[[IPRoute], object]] = {
         "add", dst="198.51.100.0/24", multipath=[{"gateway": "127.0.0.2"}, {"gateway": "127.0.0.3"}]
     ),
 }
+_TUNNELS: dict[str, Callable[[IPRoute], object]] = {
+    "IPIP": lambda ip: ip.link("add", ifname="probe2", kind="ipip", ipip_remote="192.0.2.2"),
+    "VXLAN": lambda ip: ip.link("add", ifname="probe3", kind="vxlan", vxlan_id=4096, vxlan_port=4789),
+}
 
 
-async def missing_features() -> list[str]:
-    """Return what this kernel refuses of what a node needs, each with what the kernel said."""
-    return await in_thread(lambda: list(_missing()))
+async def missing_features() -> tuple[str, ...]:
+    """Return what this kernel refuses of what every node needs, each with what the kernel said."""
+    return await in_thread(lambda: tuple(_missing()))
+
+
+async def missing_tunnels(wanted: AbstractSet[str]) -> tuple[str, ...]:
+    """Return those of `wanted` ("IPIP", "VXLAN") that this kernel has not, each with what the kernel said."""
+    return await in_thread(partial(_missing_tunnels, wanted)) if wanted else ()
+
+
+async def has_tcp_md5() -> bool:
+    """Whether TCP sessions can be authenticated by a password (RFC 2385, CONFIG_TCP_MD5SIG)."""
+    # struct tcp_md5sig: a sockaddr_storage, flags, prefix length, key length, interface, key.
+    peer = struct.pack("=HH4s", socket.AF_INET, 0, socket.inet_aton("192.0.2.1"))
+    key = struct.pack("=128sBBHi80s", peer, 0, 0, 1, 0, b"k")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, key)
+        except OSError:
+            return False
+    return True
 
 
 def _missing() -> Iterator[str]:
     if not os.access(IP_FORWARD, os.W_OK):
         yield f"forwarding: {IP_FORWARD} cannot be written (a container with /proc/sys read-only?)"
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET):
-        yield f"network namespaces: {os.strerror(ctypes.get_errno())}"
+    if refused := _unshare():
+        yield f"network namespaces: {refused}"
         return
+    yield from _refused(_TRIALS)
+
+
+def _missing_tunnels(wanted: AbstractSet[str]) -> tuple[str, ...]:
+    if _unshare():
+        return ()  # said by `missing_features`
+    return tuple(_refused({name: trial for name, trial in _TUNNELS.items() if name in wanted}))
+
+
+def _unshare() -> str:
+    """Give this thread a namespace of its own, or return what the kernel said."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return os.strerror(ctypes.get_errno()) if libc.unshare(CLONE_NEWNET) else ""
+
+
+def _refused(trials: dict[str, Callable[[IPRoute], object]]) -> Iterator[str]:
     with IPRoute() as ip:
         ip.link("set", index=1, state="up")
-        for what, trial in _TRIALS.items():
+        for what, trial in trials.items():
             try:
                 trial(ip)
             except NetlinkError as err:

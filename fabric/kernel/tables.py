@@ -1,62 +1,70 @@
-"""Touches the packet filter's tables, nft and legacy: so far it only reads what FORWARD does by default.
+"""Touches the packet filter's tables, iptables on nft, legacy iptables and native nft: so far it only reads.
 
-The legacy tables are read through libiptc (python-iptables), and only where the kernel has one loaded:
-asking for a table would make it. The nft ones are read as `iptables-nft` prints them.
+Legacy tables are read only where the kernel has one loaded: asking for a table would make it.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
+from typing import Any, TypeAlias
 
 from fabric.kernel.threads import in_thread
 
-FAMILIES = {4: ("ip_tables_names", "iptables-nft"), 6: ("ip6_tables_names", "ip6tables-nft")}
+# One entry of `nft -j list ruleset`: {"chain": {...}} or {"rule": {...}} (libnftables-json(5)).
+NftEntry: TypeAlias = Mapping[str, Any]
+
+_FAMILIES = {4: ("ip_tables_names", "iptables"), 6: ("ip6_tables_names", "ip6tables")}
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardPolicy:
-    """What happens to a forwarded packet that no rule decides; `version` is 4 or 6."""
+class Saved:
+    """Every table of one backend and family; `text` is what iptables-save prints, `version` is 4 or 6."""
 
     backend: str  # "nft" or "legacy"
     version: int
-    policy: str  # "ACCEPT" or "DROP"
+    text: str
 
 
-async def forward_policies() -> list[ForwardPolicy]:
-    """Return the FORWARD policy of each filter table there is in this network namespace."""
-    return await in_thread(lambda: [*_legacy(), *_nft()])
+async def saved() -> tuple[Saved, ...]:
+    """Return what iptables, on either backend, has in this network namespace; those that have nothing are left out."""
+    return await in_thread(lambda: tuple(_saved()))
 
 
-def _legacy() -> Iterator[ForwardPolicy]:
-    loaded = [version for version, (names, _) in FAMILIES.items() if "filter" in _table_names(names)]
-    if not loaded:
-        return
-    import iptc  # takes a third of a second, and looks for libraries
-
-    for version in loaded:
-        table = (iptc.Table if version == 4 else iptc.Table6)(iptc.Table.FILTER)
-        table.refresh()
-        chain = next(c for c in table.chains if c.name == "FORWARD")
-        yield ForwardPolicy("legacy", version, chain.get_policy().name)
+async def native() -> tuple[NftEntry, ...]:
+    """Return everything nftables has in this network namespace, the tables of iptables-nft among it."""
+    return await in_thread(_native)
 
 
-def _table_names(file: str) -> list[str]:
+def _saved() -> Iterator[Saved]:
+    for version, (names, tool) in _FAMILIES.items():
+        for backend in ("nft", "legacy"):
+            if backend == "legacy" and not _loaded(names):
+                continue
+            text = _output(f"{tool}-{backend}-save")
+            if text.strip():
+                yield Saved(backend, version, text)
+
+
+def _loaded(names: str) -> bool:
     try:
-        return Path("/proc/thread-self/net", file).read_text().split()
+        return bool(Path("/proc/thread-self/net", names).read_text().strip())
     except FileNotFoundError:
-        return []
+        return False
 
 
-def _nft() -> Iterator[ForwardPolicy]:
-    for version, (_, tool) in FAMILIES.items():
-        if not which(tool):
-            continue
-        done = subprocess.run([tool, "-w", "-S", "FORWARD"], capture_output=True, text=True, check=False)
-        for line in done.stdout.splitlines():
-            match line.split():
-                case ["-P", "FORWARD", policy]:
-                    yield ForwardPolicy("nft", version, policy)
+def _native() -> tuple[NftEntry, ...]:
+    text = _output("nft", "-j", "list", "ruleset")
+    return tuple(json.loads(text)["nftables"]) if text.strip() else ()
+
+
+def _output(tool: str, *words: str) -> str:
+    """Return what the tool prints; "" where it is not installed, or the kernel lacks what it reads."""
+    if not which(tool):
+        return ""
+    done = subprocess.run([tool, *words], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""

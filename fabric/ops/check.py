@@ -1,31 +1,100 @@
-"""Decide whether this host can be a node, before anything is changed: everything wrong at once, each with its cure."""
+"""Read this host for the checks of `node check` and `node join`, and refuse a join that would collide with others.
+
+What is wrong with a host is judged in `fabric.ops.findings`; here is what reads the facts, and what refuses.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
+from datetime import UTC, datetime
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from pathlib import Path
 from typing import TypeAlias
 
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts, probe, tables
-from fabric.kernel.facts import HostAddress, Listener
+from fabric.kernel.facts import HostAddress
+from fabric.kernel.routes import NetlinkFib
+from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.ippool import IPPool
+from fabric.model.kinds import lookup
 from fabric.model.node import Node
-from fabric.plan.links import is_ours
+from fabric.ops import findings, managers, resources, supervise
+from fabric.ops.findings import Cluster, Finding, Host, Severity
+from fabric.store.kv import KeyValueStore
 
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
-BGP_PORT = 179
-# Calico's list of links that are not the host's own uplinks.
-_NOT_UPLINKS = re.compile(
-    r"(docker|cbr|dummy|virbr|lxcbr|veth|cali|tunl|flannel|kube-ipvs|cni|vxlan|br-).*|lo"
+_SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/neigh/default/gc_thresh3",
+    "net/ipv6/neigh/default/gc_thresh3",
+    "net/netfilter/nf_conntrack_count",
+    "net/netfilter/nf_conntrack_max",
 )
-DEFAULT_POOLS = ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32)))
+_LINK_SYSCTLS = ("net/ipv4/conf/{}/rp_filter", "net/ipv6/conf/{}/accept_ra")
+
+
+async def read_host(asked: Cluster | None, root: Path = Path("/")) -> Host:
+    """Read what is judged of this host; nothing is changed, but that the kernel loads the tunnels `asked` for.
+
+    NetworkManager's and systemd-networkd's files are looked for below `root`.
+    """
+    addresses = tuple(await facts.addresses())
+    of_links = [name.format(link) for link in findings.uplinks(addresses) for name in _LINK_SYSCTLS]
+    running = supervise.running() is not None
+    return Host(
+        addresses=addresses,
+        routes=await routes(),
+        missing_features=await probe.missing_features(),
+        missing_tunnels=await probe.missing_tunnels(asked.tunnels if asked else frozenset()),
+        tcp_md5=await probe.has_tcp_md5(),
+        tools=frozenset(filter(shutil.which, (*findings.NODE_TOOLS, *findings.POLICY_TOOLS))),
+        port_holders=() if running else tuple(await facts.listeners(findings.BGP_PORT)),
+        clock=await facts.clock(),
+        now=datetime.now(UTC),
+        sysctls=facts.sysctls([*_SYSCTLS, *of_links]),
+        saved=await tables.saved(),
+        native=await tables.native(),
+        daemons=facts.running(findings.DAEMONS),
+        files=facts.files(managers.FILES, root),
+        advertised_defaults=facts.advertised_defaults(),
+        running=running,
+    )
+
+
+async def routes() -> tuple[tuple[Prefix, str], ...]:
+    """Return prefix and link of every route of the main table that is not ours."""
+    with NetlinkFib() as fib:
+        found = await fib.foreign_routes()
+    return tuple((route.key.prefix, hop.device or "") for route in found for hop in route.next_hops)
+
+
+async def read_cluster(kv: KeyValueStore) -> Cluster:
+    """Read what the datastore asks of a host; an object that cannot be read asks nothing.
+
+    Raises:
+        StoreError: etcd did not answer.
+    """
+    made = (await resources.listing(kv, ClusterInformation, lookup("clusterinformation"))).resources
+    peers = (await resources.listing(kv, BGPPeer, lookup("bgppeer"))).resources
+    settings = (await resources.listing(kv, BGPConfiguration, lookup("bgpconfiguration"))).resources
+    return Cluster(
+        pools=(await resources.listing(kv, IPPool, lookup("ippool"))).resources,
+        born=made[0].metadata.creation_timestamp if made else None,
+        passwords=any(p.spec.password for p in peers) or any(c.spec.node_mesh_password for c in settings),
+    )
+
+
+async def findings_here(asked: Cluster | None, node: str) -> list[Finding]:
+    """Return all that is wrong with this host; before it has joined (`node` ""), also what a join could not choose."""
+    host = await read_host(asked)
+    return [*findings.judge(host, asked), *([] if node else findings.choices(host, asked))]
 
 
 def need_root() -> None:
@@ -36,59 +105,6 @@ def need_root() -> None:
     """
     if os.geteuid() != 0:
         raise ConfigError("not root; nothing was changed; run this as root")
-
-
-async def host_problems() -> list[str]:
-    """Return what keeps this host from being a node; [] where nothing does."""
-    problems = [f"kernel: {missing}; use a kernel that has it" for missing in await probe.missing_features()]
-    if not shutil.which("setpriv"):
-        problems.append("tool setpriv: not found; install util-linux")
-    return problems
-
-
-async def port_problems() -> list[str]:
-    """Return who holds the BGP port on this host, which ExaBGP is to listen on."""
-    return [port_problem(holder) for holder in await facts.listeners(BGP_PORT)]
-
-
-def port_problem(holder: Listener) -> str:
-    return (
-        f"port {BGP_PORT}: held by {holder.name or 'a process'} (pid {holder.pid or 'unknown'}); stop it, or let it "
-        "peer from another host: two BGP daemons cannot share the port"
-    )
-
-
-async def warnings() -> list[str]:
-    """Return what does not keep this host from being a node, and may still hurt it."""
-    return [*await _clock_warnings(), *await _firewall_warnings()]
-
-
-async def _firewall_warnings() -> list[str]:
-    return [
-        f"firewall: FORWARD drops by default in the {found.backend} IPv{found.version} filter table, as Docker sets "
-        "it: packets to and from containers may die there; accept the pools' prefixes ahead of it"
-        for found in await tables.forward_policies()
-        if found.policy == "DROP"
-    ]
-
-
-async def _clock_warnings() -> list[str]:
-    clock = await facts.clock()
-    if clock.synchronised:
-        return []
-    return [
-        "clock: not synchronised; start an NTP client, or times in logs and resources will not match other nodes'"
-    ]
-
-
-def clock_problems(cluster: ClusterInformation | None, now: datetime) -> list[str]:
-    """A host that lives before its cluster was made has a wrong clock."""
-    made = cluster.metadata.creation_timestamp if cluster else None
-    if made is None or now >= made:
-        return []
-    return [
-        f"clock: says {now:%Y-%m-%dT%H:%M:%SZ}, but the cluster was made at {made:%Y-%m-%dT%H:%M:%SZ}; set the clock"
-    ]
 
 
 def choose_address(wanted: str, addresses: Sequence[HostAddress], version: int = 4) -> Interface:
@@ -104,33 +120,9 @@ def choose_address(wanted: str, addresses: Sequence[HostAddress], version: int =
     """
     if wanted != "auto":
         return _given(wanted, addresses)
-    found = candidates(addresses, version)
-    if len(found) == 1:
-        return found[0].address
-    listed = ", ".join(f"{a.address} on {a.link}" for a in found)
-    if found:
-        raise ConfigError(
-            f"node address: {len(found)} candidates ({listed}); nothing was changed; choose one with --ip "
-            f"{found[0].address.ip}"
-        )
-    raise ConfigError(
-        f"node address: no link that is up has an IPv{version} address of its own; nothing was changed; give the host "
-        "one, or name it with --ip"
-    )
-
-
-def candidates(addresses: Iterable[HostAddress], version: int) -> list[HostAddress]:
-    """Return the addresses that may be the node's: on an uplink, up, reachable from elsewhere."""
-    return [
-        a
-        for a in addresses
-        if a.up
-        and a.address.version == version
-        and not a.address.is_link_local
-        and not a.address.is_loopback
-        and not is_ours(a.link)
-        and not _NOT_UPLINKS.fullmatch(a.link)
-    ]
+    if finding := findings.address_choice(addresses, version):
+        raise ConfigError(finding.refusal)
+    return findings.candidates(addresses, version)[0].address
 
 
 def _given(wanted: str, addresses: Sequence[HostAddress]) -> Interface:
@@ -206,19 +198,19 @@ def default_pool(addresses: Iterable[HostAddress], routes: Iterable[Prefix]) -> 
     Raises:
         ConfigError: all of them do.
     """
-    used = [a.address.network for a in addresses] + [r for r in routes if r.prefixlen]
-    for text in DEFAULT_POOLS:
-        pool = ip_network(text)
-        if not any(net.version == pool.version and net.overlaps(pool) for net in used):
-            return pool
-    raise ConfigError(
-        "default pool: 192.168.0.0/16 and every 172.16-31.0.0/16 meet this host's own networks; nothing was changed; "
-        "name a free prefix with --pool"
-    )
+    if (pool := findings.free_pool(addresses, routes)) is None:
+        raise ConfigError(findings.no_free_pool().refusal)
+    return pool
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raise one ConfigError for all of `problems`, if there are any."""
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+def refuse(found: Iterable[Finding]) -> list[str]:
+    """Return the warnings among `found`, a text each.
+
+    Raises:
+        ConfigError: there are errors among them; all of those are in the message.
+    """
+    found = list(found)
+    if errors := [finding for finding in found if finding.severity is Severity.ERROR]:
+        listed = "\n".join(f"  - {finding}" for finding in errors)
         raise ConfigError(f"this host cannot join yet; nothing was changed:\n{listed}")
+    return [str(finding) for finding in found]

@@ -10,7 +10,6 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface
 
 from fabric import config as configuration
@@ -18,17 +17,15 @@ from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts
 from fabric.kernel.facts import HostAddress
-from fabric.kernel.routes import NetlinkFib
 from fabric.model import namespaces
 from fabric.model.base import API_VERSION, Resource, Tree
 from fabric.model.base import tree as as_tree
 from fabric.model.change import merge_patch
-from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.model.wire import from_json
-from fabric.ops import check, resources, supervise
+from fabric.ops import change, check, findings, resources
 from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
@@ -98,9 +95,7 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     for tree in changes:
         _resource(tree)  # refuses a bad name or label before anything is written
     _remember_id(node_id)
-    done = [
-        f"{r.kind} {r.metadata.name}: created" for r in cluster if await resources.create_if_absent(kv, r)
-    ]
+    done = [f"{r.kind} {r.metadata.name}: created" for r in cluster if await change.create_if_absent(kv, r)]
     for tree in changes:
         done += await _write(kv, tree, node_id)
     return Registered(tuple(done), tuple(warnings))
@@ -118,12 +113,12 @@ async def _write(kv: KeyValueStore, tree: Tree, node_id: str) -> list[str]:
         result = _resource(merge_patch(as_tree(stored), tree))
         return stored if as_tree(result) == as_tree(stored) else result
 
-    verb = (await resources.change(kv, resources.key_of(wanted), merged)).verb
+    verb = (await change.change(kv, resources.key_of(wanted), merged)).verb
     return [] if verb == "unchanged" else [f"{wanted.kind} {wanted.metadata.name}: {verb}"]
 
 
 def _has(addresses: list[HostAddress], version: int) -> bool:
-    return bool(check.candidates(addresses, version))
+    return bool(findings.candidates(addresses, version))
 
 
 def _known_id() -> str:
@@ -142,7 +137,7 @@ def _remember_id(node_id: str) -> None:
 
 
 def _check_host_is_free(name: str) -> None:
-    joined = configuration.load(env={}).node
+    joined = configuration.saved().node
     if joined and joined != name:
         raise Taken(
             f'this host is node "{joined}" already; nothing was changed; join with --name {joined}, or run '
@@ -152,14 +147,8 @@ def _check_host_is_free(name: str) -> None:
 
 async def _check(kv: KeyValueStore) -> list[str]:
     """Return warnings; raise for everything that is in the way."""
-    problems = await check.host_problems()
-    if supervise.running() is None:
-        problems += await check.port_problems()
-    clusters = (await resources.listing(kv, ClusterInformation, lookup("clusterinformation"))).resources
-    cluster = next(iter(clusters), None)
-    problems += check.clock_problems(cluster, datetime.now(UTC))
-    check.refuse(problems)
-    return await check.warnings()
+    cluster = await check.read_cluster(kv)
+    return check.refuse(findings.judge(await check.read_host(cluster), cluster))
 
 
 async def _cluster(request: Request, there: Sequence[IPPool], addresses: list[HostAddress]) -> list[Resource]:
@@ -173,7 +162,9 @@ async def _cluster(request: Request, there: Sequence[IPPool], addresses: list[Ho
         namespaces.profile("default"),
     ]
     if not there:
-        pools = request.pools or (check.default_pool(addresses, await _prefixes()),)
+        pools = request.pools or (
+            check.default_pool(addresses, [prefix for prefix, _ in await check.routes()]),
+        )
         made += [
             _resource(_tree("IPPool", DEFAULT_POOL[pool.version], {"cidr": str(pool), "natOutgoing": False}))
             for pool in pools
@@ -189,11 +180,6 @@ def _unused_pools(request: Request, there: Sequence[IPPool]) -> list[str]:
         for pool in request.pools
         if there and pool not in has
     ]
-
-
-async def _prefixes() -> list[Prefix]:
-    with NetlinkFib() as fib:
-        return [route.key.prefix for route in await fib.foreign_routes()]
 
 
 def _node(
@@ -219,7 +205,7 @@ def _node(
 
 def _other_address(version: int, addresses: list[HostAddress], stored: Node | None) -> str | None:
     """The address of the other family: the only candidate in IPv6, or what stands there and the host still has."""
-    found = check.candidates(addresses, version)
+    found = findings.candidates(addresses, version)
     if version == 6 and len(found) == 1:
         return str(found[0].address)
     bgp = stored.spec.bgp if stored else None

@@ -7,14 +7,29 @@ routers hear a withdrawal instead of losing a peer. What it could not remove is 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from fabric import config as configuration
 from fabric.api import client
 from fabric.config import Config
-from fabric.errors import AgentError, ConfigError, DataplaneError, FabricError
+from fabric.errors import AgentError, ConfigError, Conflict, DataplaneError, FabricError, StoreError
+from fabric.ipam import assign
 from fabric.ipam import block as blocks
-from fabric.ipam.assign import Stored
+from fabric.ipam import config as ipam_config
+from fabric.ipam.config import IPAMConfig
+from fabric.ipam.types import Prefix
+from fabric.ipam.view import (
+    Affinity,
+    Change,
+    Handle,
+    Stored,
+    View,
+    affinity_from_json,
+    after,
+    handle_from_json,
+)
 from fabric.kernel import sysctls
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
@@ -23,9 +38,11 @@ from fabric.model.kinds import lookup
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import check, resources, supervise
 from fabric.ops.join import ID_ANNOTATION
+from fabric.plan.endpoints import is_handle_of
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
+ATTEMPTS = 10  # rounds, each on a listing of its own
 WITHDRAWN_WITHIN = 40.0  # seconds for the speaker to say that its sessions have withdrawn and are gone
 POLL = 0.1
 
@@ -60,12 +77,13 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     # The Node first: without it the agent attaches nothing more; and what it attached just before is seen.
     lines = await _forget(config.node, kv)
     await _refuse_with_workloads(config.node, kv, "its Node was deleted, and the agent still serves them")
-    lines += await _hand_back(config.node, kv)
+    lines += await hand_back(config.node, kv)
     _wait_withdrawn()
     if supervise.stop():
         lines.append("processes: stopped")
     lines += await _sweep()
-    for path in (configuration.CONFIG, configuration.NODE_ID):
+    # The configuration last: without it there is nothing to leave, and this could not be run again.
+    for path in (configuration.CACHE, configuration.NODE_ID, configuration.CONFIG):
         path.unlink(missing_ok=True)
     return Left(tuple(lines))
 
@@ -86,18 +104,84 @@ async def _refuse_with_workloads(node: str, kv: KeyValueStore, state: str) -> No
         )
 
 
-async def _hand_back(node: str, kv: KeyValueStore) -> list[str]:
-    lines = []
-    for item in (await kv.list(keys.BLOCKS)).items:
+async def hand_back(node: str, kv: KeyValueStore) -> list[str]:
+    """Give back all that IPAM has in the name of `node`; return one line for each.
+
+    Blocks with their affinities, whatever state those were left in, tunnels' addresses, and addresses of
+    workloads whose endpoint is gone. A lost race is decided again; running it again goes on where it stopped.
+
+    Raises:
+        StoreError: etcd did not answer, or others were faster without end.
+    """
+    lines: list[str] = []
+    for _ in range(ATTEMPTS):
+        view, unreadable = await _view(node, kv)
+        due = list(_due(view))
+        if not due:
+            return lines + unreadable
+        for what, changes in due:
+            try:
+                await kv.commit(ipam.transaction(view.handles, *changes))
+            except Conflict:
+                continue
+            lines.append(what)
+    raise StoreError(
+        f"node {node}: {len(due)} of its blocks and handles are still there after {ATTEMPTS} attempts, since others "
+        "write them; its Node was deleted; run `fabricctl node leave` again"
+    )
+
+
+def _due(view: View) -> Iterator[tuple[str, list[Change]]]:
+    """What is left in the node's name, one transaction each."""
+    held: set[str] = set()
+    for prefix, stored in view.blocks.items():
+        changes: list[Change] = []
+        now = view
+        for handle in {owner.handle for owner in stored.block.owners if owner and owner.handle}:
+            if not _is_own(view.node, handle):
+                continue
+            held.add(handle)
+            for address in stored.block.held_by(handle):
+                changes.append(assign.release(now, address, handle, at=datetime.now(UTC)))
+                now = after(now, changes[-1])
+        if stored.block.node == view.node or (view.node, prefix) in view.affinities:
+            changes.append(assign.hand_back(now, view.node, prefix))
+        if changes:
+            yield f"block {prefix}: handed back", changes
+    for _, prefix in view.affinities.keys() - {(view.node, p) for p in view.blocks}:
+        yield f"affinity to {prefix}: deleted", [assign.hand_back(view, view.node, prefix)]
+    for handle in view.handles.keys() - held:
+        if _is_own(view.node, handle):
+            counts = view.handles[handle].counts
+            gone = Change(handles={handle: {prefix: -count for prefix, count in counts.items()}})
+            yield f"handle {handle}: deleted", [gone]
+
+
+def _is_own(node: str, handle: str) -> bool:
+    # Of Calico's agent as well, WireGuard's included: the node may have been one of Calico's.
+    return is_handle_of(node, handle) or handle.endswith(f"-tunnel-addr-{node}")
+
+
+async def _view(node: str, kv: KeyValueStore) -> tuple[View, list[str]]:
+    """Return what IPAM has, of affinities the node's own; and a line for what of it cannot be read."""
+    found: dict[Prefix, Stored] = {}
+    records: dict[tuple[str, Prefix], Affinity] = {}
+    handles: dict[str, Handle] = {}
+    config, unreadable = IPAMConfig(), []
+    for item in (await kv.list(keys.IPAM)).items:
         try:
-            stored = Stored(blocks.from_json(item.value), item.revision)
+            match keys.parse(item.key):
+                case keys.BlockKey(prefix):
+                    found[prefix] = Stored(blocks.from_json(item.value), item.revision)
+                case keys.AffinityKey(owner, prefix) if owner == node:
+                    records[owner, prefix] = affinity_from_json(item.value, item.revision)
+                case keys.HandleKey(handle):
+                    handles[handle] = handle_from_json(item.value, item.revision)
+                case None if item.key == keys.IPAM_CONFIG:
+                    config = ipam_config.from_json(item.value)
         except ConfigError as err:
-            lines.append(f"{item.key}: left alone: {err}")
-            continue
-        if stored.block.node == node:
-            await kv.commit(ipam.hand_back(stored, node))
-            lines.append(f"block {stored.block.prefix}: handed back")
-    return lines
+            unreadable.append(f"{item.key}: left alone: {err}")
+    return View(node, {}, (), found, records, config=config, handles=handles), unreadable
 
 
 async def _forget(node: str, kv: KeyValueStore) -> list[str]:

@@ -1,46 +1,95 @@
-"""Get and apply resources in the datastore, as calicoctl does."""
+"""Read resources from the datastore: where each kind lives, and how its values are written there."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from fabric.errors import ConfigError, Conflict, NotFound
-from fabric.model import kinds
-from fabric.model.base import Resource, Unknown
-from fabric.model.change import applied, stamped
+from fabric.errors import ConfigError, NotFound
+from fabric.model import ipamconfiguration, kinds
+from fabric.model.base import API_VERSION, Resource
+from fabric.model.change import at_revision
+from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import Kind, lookup
 from fabric.model.wire import from_json, to_json
-from fabric.store.keys import ResourceKey, resources
-from fabric.store.kv import Guard, KeyValueStore, Put, Txn
+from fabric.store import keys
+from fabric.store.kv import KeyValue, KeyValueStore
 
 R = TypeVar("R", bound=Resource)
 
-ATTEMPTS = 5  # lost races before an apply gives up
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of one resource: `verb` is "created", "configured" or "unchanged"."""
-
-    resource: Resource
-    verb: str
+# The one kind that is not stored as a resource.
+IPAM_CONFIGURATION = "IPAMConfiguration"
 
 
 def key_of(resource: Resource) -> str:
-    """Return where `resource` lives; a namespaced one without a namespace lives in "default"."""
+    """Return where `resource` lives; a namespaced one without a namespace lives in "default".
+
+    Raises:
+        NotFound: it is of another API, or of a kind that is not Calico's.
+    """
     kind = kinds.named(resource.kind)
-    if kind is None:
-        raise NotFound(f'kind "{resource.kind}" is not one of projectcalico.org/v3; nothing was written')
-    return _key(kind, resource.metadata.name, resource.metadata.namespace)
+    if kind is None or resource.api_version != API_VERSION:
+        raise NotFound(
+            f'kind "{resource.kind}" of {resource.api_version} is not one of {API_VERSION}; '
+            "`fabricctl convert` makes one of a Kubernetes NetworkPolicy"
+        )
+    return key(kind, resource.metadata.name, resource.metadata.namespace)
 
 
-def _key(kind: Kind, name: str, namespace: str | None) -> str:
-    return ResourceKey(kind.plural, (namespace or "default") if kind.namespaced else None, name).path
+def key(kind: Kind, name: str, namespace: str | None = None) -> str:
+    """Return where the object of that name lives."""
+    if (kind.name, name) == (IPAM_CONFIGURATION, ipamconfiguration.NAME):
+        return keys.IPAM_CONFIG
+    return keys.ResourceKey(kind.plural, (namespace or "default") if kind.namespaced else None, name).path
+
+
+def placed(resource: Resource, namespace: str | None) -> Resource:
+    """Return `resource` with a namespace if its kind has them: its own, `namespace`, or "default"."""
+    kind = kinds.named(resource.kind)
+    if kind is None or not kind.namespaced or resource.metadata.namespace:
+        return resource
+    metadata = resource.metadata.model_copy(update={"namespace": namespace or "default"})
+    return resource.model_copy(update={"metadata": metadata})
+
+
+def named(kind: Kind, name: str, namespace: str | None = None) -> str:
+    """Return how messages call an object: `IPPool a`, `NetworkPolicy default/a`."""
+    return f"{kind.name} {namespace or 'default'}/{name}" if kind.namespaced else f"{kind.name} {name}"
+
+
+def name_of(resource: Resource) -> str:
+    kind = kinds.named(resource.kind)
+    metadata = resource.metadata
+    return (
+        named(kind, metadata.name, metadata.namespace)
+        if kind
+        else f"{resource.kind} {resource.metadata.name}"
+    )
+
+
+def decode(item: KeyValue) -> Resource:
+    """Return the resource in `item`, the key's revision as its metadata.resourceVersion.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    text = item.value
+    if item.key == keys.IPAM_CONFIG:
+        try:
+            text = json.dumps(ipamconfiguration.resource_tree(json.loads(text)))
+        except ValueError as err:
+            raise ConfigError(f"stored value is no JSON: {err}") from None
+    return at_revision(from_json(text), item.revision)
+
+
+def encode(resource: Resource) -> str:
+    """Return the value to store."""
+    if isinstance(resource, IPAMConfiguration):
+        return json.dumps(ipamconfiguration.stored_tree(resource.spec), separators=(",", ":"))
+    return to_json(resource)
 
 
 async def get(
@@ -49,16 +98,19 @@ async def get(
     """Return the named resources.
 
     Raises:
-        NotFound: one does not exist.
+        NotFound: one does not exist; the message names every one that is missing.
         ConfigError: one cannot be read.
     """
-    found = []
+    found, missing = [], []
     for name in names:
-        item = await kv.get(_key(kind, name, namespace))
-        if item is None:
-            where = f" in namespace {namespace or 'default'}" if kind.namespaced else ""
-            raise NotFound(f'{kind.name} "{name}"{where}: does not exist')
-        found.append(from_json(item.value))
+        item = await kv.get(key(kind, name, namespace))
+        if item is not None:
+            found.append(decode(item))
+            continue
+        where = f" in namespace {namespace or 'default'}" if kind.namespaced else ""
+        missing.append(f'{kind.name} "{name}"{where}: does not exist')
+    if missing:
+        raise NotFound("\n".join(missing))
     return found
 
 
@@ -80,17 +132,24 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
 
     One that cannot be read counts as absent, as the agents see it, and does not hide the others.
     """
-    prefix = resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
     found, unreadable = [], {}
-    for item in (await kv.list(prefix)).items:
+    for item in await _items(kv, kind, namespace):
         try:
-            resource = from_json(item.value)
+            resource = decode(item)
         except ConfigError as err:
             unreadable[item.key] = str(err)
             continue
         if isinstance(resource, cls):
             found.append(resource)
     return Listed(tuple(found), unreadable)
+
+
+async def _items(kv: KeyValueStore, kind: Kind, namespace: str | None) -> Iterable[KeyValue]:
+    if kind.name == IPAM_CONFIGURATION:
+        item = await kv.get(keys.IPAM_CONFIG)
+        return [item] if item else []
+    prefix = keys.resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
+    return (await kv.list(prefix)).items
 
 
 async def pools(kv: KeyValueStore) -> tuple[IPPool, ...]:
@@ -101,96 +160,5 @@ async def pools(kv: KeyValueStore) -> tuple[IPPool, ...]:
     """
     listed = await listing(kv, IPPool, lookup("ippool"))
     if listed.unreadable:
-        raise ConfigError("\n".join([*listed.warnings, "nothing was changed; mend or delete it first"]))
+        raise ConfigError("\n".join([*listed.warnings, "mend or delete it first"]))
     return listed.resources
-
-
-async def refuse_pools(kv: KeyValueStore, wanted: Sequence[Resource]) -> None:
-    """Refuse pools that would move under the addresses in them, or that overlap one another.
-
-    Source: calico-semantics §6: cidr and blockSize are immutable, and pools do not overlap.
-
-    Raises:
-        ConfigError: with everything that is wrong; nothing was written.
-    """
-    given = [pool for pool in wanted if isinstance(pool, IPPool)]
-    if not given:
-        return
-    stored = {pool.metadata.name: pool for pool in await pools(kv)}
-    problems = [line for pool in given for line in _pool_problems(pool, stored, given)]
-    if problems:
-        raise ConfigError("\n".join([*problems, "nothing was applied"]))
-
-
-def _pool_problems(pool: IPPool, stored: Mapping[str, IPPool], given: Sequence[IPPool]) -> Iterator[str]:
-    name, spec = pool.metadata.name, pool.spec
-    before = stored.get(name)
-    if before and (before.spec.cidr, before.spec.block_size) != (spec.cidr, spec.block_size):
-        yield (
-            f"IPPool {name}: cidr and blockSize ({before.spec.cidr}, /{before.spec.block_size}) cannot be changed to "
-            f"{spec.cidr}, /{spec.block_size}: addresses of it may be in use; make another pool and disable this one"
-        )
-    others = {**stored, **{p.metadata.name: p for p in given}}
-    for other in others.values():
-        if other.metadata.name != name and other.spec.cidr.overlaps(spec.cidr):
-            yield f"IPPool {name}: {spec.cidr} overlaps {other.spec.cidr} of IPPool {other.metadata.name}"
-
-
-def without_effect(resource: Resource) -> list[str]:
-    """Return what this version stores and does not act on, a line each."""
-    what = f"{resource.kind} {resource.metadata.name}"
-    match resource:
-        case Unknown():
-            return [f"{what}: stored; nothing here acts on this kind yet"]
-        case IPPool(spec=spec):
-            fields = {
-                "ipipMode": spec.ipip_mode != "Never",
-                "vxlanMode": spec.vxlan_mode != "Never",
-                "natOutgoing": spec.nat_outgoing,
-                "namespaceSelector": bool(spec.namespace_selector),
-            }
-            return [f"{what}: {name} is stored and has no effect yet" for name, on in fields.items() if on]
-    return []
-
-
-async def create_if_absent(kv: KeyValueStore, resource: Resource) -> bool:
-    """Create `resource` and return True, or return False where somebody already has."""
-    key = key_of(resource)
-    stamp = stamped(resource, datetime.now(UTC), uuid.uuid4())
-    try:
-        await kv.commit(Txn((Guard(key, 0),), (Put(key, to_json(stamp)),)))
-    except Conflict:
-        return False
-    return True
-
-
-async def apply(kv: KeyValueStore, wanted: Resource) -> Applied:
-    """Create or update one resource as an operator's file means it; what is already so is not written again.
-
-    Raises:
-        Conflict: others wrote it at the same moment, again and again; nothing was written.
-    """
-    return await change(kv, key_of(wanted), lambda stored: applied(stored, wanted) if stored else wanted)
-
-
-async def change(kv: KeyValueStore, key: str, decide: Callable[[Resource | None], Resource]) -> Applied:
-    """Store at `key` what `decide` makes of what is there (None: nothing), guarded by what it saw.
-
-    `decide` returns what it was given where nothing is to change, and may refuse by raising.
-
-    Raises:
-        Conflict: others wrote it at the same moment, again and again; nothing was written.
-    """
-    for _ in range(ATTEMPTS):
-        item = await kv.get(key)
-        stored = from_json(item.value) if item else None
-        wanted = decide(stored)
-        if wanted is stored:
-            return Applied(wanted, "unchanged")
-        fresh = wanted if stored else stamped(wanted, datetime.now(UTC), uuid.uuid4())
-        try:
-            await kv.commit(Txn((Guard(key, item.revision if item else 0),), (Put(key, to_json(fresh)),)))
-        except Conflict:
-            continue
-        return Applied(fresh, "configured" if stored else "created")
-    raise Conflict(f"{key}: others write it at the same moment; nothing was written; try again")

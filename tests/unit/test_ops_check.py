@@ -1,26 +1,16 @@
 """What `node join` looks at before it changes anything."""
 
-from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from fabric.errors import ConfigError, Taken
-from fabric.kernel.facts import HostAddress, Listener
-from fabric.model.clusterinformation import ClusterInformation
+from fabric.kernel.facts import HostAddress
 from fabric.model.node import Node
-from fabric.ops.check import (
-    choose_address,
-    claim_problems,
-    clock_problems,
-    default_pool,
-    peer_problems,
-    port_problem,
-    refuse,
-)
+from fabric.ops.check import choose_address, claim_problems, default_pool, peer_problems, refuse
+from fabric.ops.findings import Finding
 
 ID = "fabricctl.io/node-id"
-NOW = datetime(2026, 11, 21, 5, 0, tzinfo=UTC)
 
 
 def on(link: str, address: str, *, up: bool = True) -> HostAddress:
@@ -130,31 +120,18 @@ def test_where_every_default_pool_clashes_the_operator_has_to_choose() -> None:
         default_pool([], map(ip_network, ["192.168.0.0/16", "172.16.0.0/12"]))
 
 
-@pytest.mark.parametrize(
-    ("ahead", "problems"), [(timedelta(0), 0), (timedelta(days=1), 0), (timedelta(seconds=-1), 1)]
-)
-def test_a_clock_before_the_clusters_birth_is_wrong(ahead: timedelta, problems: int) -> None:
-    cluster = ClusterInformation.model_validate(
-        {"metadata": {"name": "default", "creationTimestamp": "2026-11-21T05:00:00Z"}}
-    )
-    found = clock_problems(cluster, NOW + ahead)
-    assert len(found) == problems
-    assert all("set the clock" in problem for problem in found)
-    assert clock_problems(None, NOW) == []
-
-
-@pytest.mark.parametrize(
-    ("holder", "said"),
-    [(Listener(812, "bird"), "held by bird (pid 812)"), (Listener(0, ""), "held by a process (pid unknown)")],
-)
-def test_who_holds_the_bgp_port_is_named(holder: Listener, said: str) -> None:
-    assert port_problem(holder).startswith(f"port 179: {said}; stop it")
-
-
-def test_everything_that_is_wrong_is_said_at_once() -> None:
-    refuse([])
-    with pytest.raises(ConfigError, match=r"nothing was changed:\n  - one\n  - two$"):
-        refuse(["one", "two"])
+def test_every_error_is_said_at_once_and_warnings_stop_nothing() -> None:
+    warning = Finding("FAB1201", "seen", "do that")
+    assert refuse([]) == []
+    assert refuse([warning]) == [str(warning)]
+    errors = [Finding("FAB1101", "held by bird (pid 812)", "stop it"), Finding("FAB1202", "late", "set it")]
+    with pytest.raises(ConfigError) as caught:
+        refuse([errors[0], warning, errors[1]])
+    assert str(caught.value).splitlines() == [
+        "this host cannot join yet; nothing was changed:",
+        "  - FAB1101 port 179 is in use: held by bird (pid 812); stop it",
+        "  - FAB1202 the clock is wrong: late; set it",
+    ]
 
 
 @pytest.mark.parametrize(

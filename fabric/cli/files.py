@@ -1,0 +1,103 @@
+"""`fabricctl validate` and `fabricctl convert`: look at files, and touch neither etcd nor the agent."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fabric.cli import output
+from fabric.cli.options import Files, Recursive
+from fabric.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fabric.ops.files import Document
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class Report(StrEnum):
+    """`validate -o`."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Written(StrEnum):
+    """`convert -o`."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+@app.command()
+def validate(
+    filename: Files,
+    recursive: Recursive = False,
+    report: Annotated[
+        Report, typer.Option("-o", "--output", help="Every mistake, or a line of JSON for every document.")
+    ] = Report.TABLE,
+) -> None:
+    """Check the resources in files; exit status 1 if one is invalid. Nothing is asked of etcd.
+
+    Example: fabricctl validate -R -f policies/
+    """
+    from fabric.ops import files
+
+    total = invalid = 0
+    for document in files.documents(filename, recursive=recursive):
+        total += 1
+        invalid += bool(document.problems)
+        if report is Report.JSON:
+            print(json.dumps(_verdict(document)), flush=True)
+            continue
+        for line in document.errors():
+            print(line)
+        for line in files.not_used(document):
+            output.note(f"warning: {line}")
+    if report is Report.TABLE:
+        print(f"{total} checked, {invalid} invalid")
+    raise typer.Exit(1 if invalid else 0)
+
+
+@app.command()
+def convert(
+    filename: Files,
+    recursive: Recursive = False,
+    written: Annotated[
+        Written, typer.Option("-o", "--output", help="How to print the policies.")
+    ] = Written.YAML,
+) -> None:
+    """Print Kubernetes' NetworkPolicies as Calico's, which mean the same; what has no such form is refused.
+
+    Example: kubectl get networkpolicies -A -o yaml | fabricctl convert -f -
+    """
+    from fabric.model.base import Resource, tree
+    from fabric.model.yaml import dump
+    from fabric.ops import files
+
+    found = list(files.convert(filename, recursive=recursive))
+    policies = [policy for policy in found if isinstance(policy, Resource)]
+    if written is Written.YAML:
+        print("---\n".join(map(dump, policies)), end="")
+    elif len(found) > 1:
+        items = [tree(policy) for policy in policies]
+        print(json.dumps({"kind": "List", "apiVersion": "v1", "items": items}, indent=2))
+    elif policies:
+        print(json.dumps(tree(policies[0]), indent=2))
+    errors = [line for refused in found if not isinstance(refused, Resource) for line in refused]
+    if errors:
+        raise ConfigError("\n".join([*errors, "what is named here was not converted"]))
+
+
+def _verdict(document: Document) -> dict[str, object]:
+    from fabric.model.wire import dotted
+
+    entry = document.entry
+    errors = []
+    for problem in document.problems:
+        parts = (document.where(problem.path), problem.value, problem.rule)
+        errors.append({"path": dotted(problem.path), "message": ": ".join(filter(None, parts))})
+    return {"kind": entry.kind or None, "name": entry.name or None, "valid": not errors, "errors": errors}

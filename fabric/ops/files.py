@@ -1,0 +1,189 @@
+"""Read resources from files, directories and standard input: what is in them, and everything wrong with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.errors import ConfigError
+from fabric.model import effects
+from fabric.model.base import Path as FieldPath
+from fabric.model.base import Resource
+from fabric.model.convert import converted
+from fabric.model.k8s import K8S_API_VERSION, KubernetesNetworkPolicy
+from fabric.model.wire import Problem, shown
+from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable
+
+STDIN = "-"
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A resource as a file gives it; `where` is FILE:LINE."""
+
+    resource: Resource
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One resource of the file called `file`, sound or not; or, with an empty kind, why the file has none."""
+
+    file: str
+    entry: Entry
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with it; () if nothing is."""
+        return () if isinstance(self.entry.read, Resource) else self.entry.read
+
+    def where(self, path: FieldPath = ()) -> str:
+        """Return FILE:LINE of what is at `path`; for a whole file, FILE."""
+        line = self.entry.line(path)
+        return f"{self.file}:{line}" if line else self.file
+
+    def errors(self, problems: Iterable[Problem] = ()) -> list[str]:
+        """Return `problems`, or else its own, each as `FILE:LINE: path: value: rule`."""
+        return [_line(f"{self.where(problem.path)}: {problem}") for problem in problems or self.problems]
+
+
+def read(names: Sequence[str], *, recursive: bool = False) -> list[Given]:
+    """Return every resource in files, in order.
+
+    Args:
+        names: files, directories, or "-" for standard input. A directory stands for its *.yaml, *.yml and
+            *.json files in alphabetical order.
+        recursive: take those in a directory's subdirectories too.
+
+    Raises:
+        ConfigError: with every mistake in every file, a line each, and the last one that nothing was changed;
+            so call it before the first change.
+    """
+    found: list[Given] = []
+    errors: list[str] = []
+    for document in documents(names, recursive=recursive):
+        errors += document.errors()
+        if isinstance(document.entry.read, Resource):
+            found.append(Given(document.entry.read, document.where()))
+    if errors:
+        joint = "\n" if len(errors) > 1 else "; "
+        raise ConfigError("\n".join(errors) + joint + "nothing was changed")
+    return found
+
+
+def documents(names: Sequence[str], *, recursive: bool = False) -> Iterator[Document]:
+    """Yield every resource in files, sound or not, in order; `names` and `recursive` as for `read`.
+
+    A name that cannot be read, or that holds no resource, yields one document that says so.
+    """
+    for name in names:
+        empty = True
+        for document in _documents(name, recursive):
+            empty = False
+            yield document
+        if empty:
+            yield _unreadable(name, "no resource in it")
+
+
+def not_used(document: Document) -> list[str]:
+    """Return what of a resource is kept, and nothing acts on, a line each with its place."""
+    read = document.entry.read
+    if not isinstance(read, Resource):
+        return []
+    what = f"{document.where()}: {read.kind} {read.metadata.name}"
+    return [": ".join(filter(None, (what, path, "kept, not used"))) for path in effects.not_used(read)]
+
+
+def convert(names: Sequence[str], *, recursive: bool = False) -> Iterator[Resource | list[str]]:
+    """Yield for each resource in files Calico's policy that means the same, or why there is none.
+
+    The reasons are `FILE:LINE: path: value: rule`. Everything but a NetworkPolicy of Kubernetes has one.
+    """
+    for document in documents(names, recursive=recursive):
+        read = document.entry.read
+        if isinstance(read, KubernetesNetworkPolicy):
+            policy = converted(read)
+            yield policy if isinstance(policy, Resource) else document.errors(policy)
+        elif isinstance(read, Resource):
+            rule = f"only NetworkPolicy of {K8S_API_VERSION} is converted"
+            yield document.errors([Problem(("kind",), shown(read.kind), rule)])
+        else:
+            yield document.errors()
+
+
+def _documents(name: str, recursive: bool) -> Iterator[Document]:
+    if not name:  # the variable of some script that is not set; to Path it is the current directory
+        yield _unreadable('""', "a file's name is empty")
+        return
+    try:
+        if name == STDIN or not Path(name).is_dir():
+            yield from _file(name)
+            return
+        paths = _within(Path(name), recursive)
+    except OSError as err:
+        yield _unreadable(err.filename or name, _reason(err))
+        return
+    if not paths:
+        hint = "" if recursive else "; -R looks into its directories too"
+        yield _unreadable(name, f"a directory without {', '.join(SUFFIXES)} files{hint}")
+    for path in paths:
+        yield from _file(str(path))
+
+
+def _within(directory: Path, recursive: bool) -> list[Path]:
+    found: list[Path] = []
+    for path in sorted(directory.iterdir()):
+        if not path.is_dir():
+            found += [path] * (path.suffix in SUFFIXES)
+        elif recursive and not path.is_symlink():  # a link may lead back up
+            found += _within(path, recursive)
+    return found
+
+
+def _file(name: str) -> Iterator[Document]:
+    try:
+        data = _bytes(name)
+    except (OSError, ValueError) as err:
+        yield _unreadable(name, _reason(err))
+        return
+    if len(data) > MAX_BYTES:
+        yield _unreadable(name, TOO_LARGE)
+        return
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        yield _unreadable(name, f"byte 0x{data[err.start]:02x} is not UTF-8; save the file as UTF-8", line)
+        return
+    for entry in entries(text):
+        yield Document(_shown(name), entry)
+
+
+def _bytes(name: str) -> bytes:
+    """Return the content, and of one that is too large only a little more than the limit."""
+    if name != STDIN:
+        with Path(name).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    if sys.stdin is None:  # where the process was started with it closed
+        raise ValueError("is closed")
+    return sys.stdin.buffer.read(MAX_BYTES + 1)
+
+
+def _reason(err: OSError | ValueError) -> str:
+    return err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+
+
+def _unreadable(name: str, rule: str, line: int = 0) -> Document:
+    return Document(_shown(name), unreadable(line, rule))
+
+
+def _shown(name: str) -> str:
+    return "standard input" if name == STDIN else _line(name)
+
+
+def _line(text: str) -> str:
+    """Return `text` as one line: keys and names in it may have line ends and a terminal's control codes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,100 @@
+"""Take an IP pool out of the datastore as Calico's client does, and read what pools meet there.
+
+A pool is disabled, its blocks lose their nodes, then it goes; addresses in use stay valid. Whatever ends
+this half way leaves a disabled pool, and deleting it again does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fabric.errors import ConfigError, Conflict, FabricError
+from fabric.ipam import block as blocks
+from fabric.ipam import pools, view
+from fabric.ipam.types import Prefix
+from fabric.ipam.view import Affinity, Stored, View
+from fabric.kernel import facts
+from fabric.model.ippool import IPPool
+from fabric.model.kinds import lookup
+from fabric.model.node import Node
+from fabric.ops import resources
+from fabric.store import ipam, keys
+from fabric.store.kv import Delete, Guard, KeyValueStore, Put, Txn
+
+ROUNDS = 5  # of releasing blocks, where nodes claim more meanwhile
+MOMENT = 0.5  # seconds for allocations that were decided before the pool was disabled
+
+# Their addresses are out of pools: they are ours or Calico's, and no subnet of the host.
+_TUNNELS = frozenset({"tunl0", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali"})
+
+
+async def read(kv: KeyValueStore) -> View:
+    """Return pools, blocks and affinities, of every node.
+
+    Raises:
+        ConfigError: one cannot be read: what it covers is unknown.
+    """
+    found: dict[Prefix, Stored] = {}
+    claims: dict[tuple[str, Prefix], Affinity] = {}
+    for prefix in (keys.BLOCKS, keys.AFFINITIES):
+        for item in (await kv.list(prefix)).items:
+            try:
+                match keys.parse(item.key):
+                    case keys.BlockKey(block):
+                        found[block] = Stored(blocks.from_json(item.value), item.revision)
+                    case keys.AffinityKey(node, block):
+                        claims[node, block] = view.affinity_from_json(item.value, item.revision)
+            except ConfigError as err:
+                raise ConfigError(f"{item.key}: {err}; mend or delete it first") from err
+    return View("", {}, await resources.pools(kv), found, claims)
+
+
+async def delete(kv: KeyValueStore, key: str, pool: IPPool, revision: int) -> None:
+    """Disable `pool`, stored at `revision`, release its blocks, delete it.
+
+    Raises:
+        Conflict: somebody wrote it since `revision`; nothing was written.
+        FabricError: something came between later; the pool is still there, disabled unless somebody wrote it.
+    """
+    if not pool.spec.disabled:
+        off = resources.encode(pools.disabled(pool))
+        revision = await kv.commit(Txn((Guard(key, revision),), (Put(key, off),)))
+    await asyncio.sleep(MOMENT)
+    try:
+        await _release(kv, pool)
+        await kv.commit(Txn((Guard(key, revision),), (Delete(key),)))
+    except (Conflict, ConfigError) as err:
+        raise FabricError(f"{err}; the pool is still there; look at it, and delete it again") from err
+
+
+async def _release(kv: KeyValueStore, pool: IPPool) -> None:
+    for _ in range(ROUNDS):
+        now = await read(kv)
+        steps = pools.releases(now, pool)
+        if not steps:
+            return
+        for step in steps:
+            try:
+                await kv.commit(ipam.transaction({}, step.change))
+            except Conflict:
+                break  # a node has just used the block: look again
+    raise Conflict(f"nodes keep writing the blocks of {pool.spec.cidr}")
+
+
+async def host_subnets() -> list[tuple[str, Prefix]]:
+    """Return the subnets of this host, each with its interface."""
+    return [
+        (f"{a.link} of this host", a.address.network)
+        for a in await facts.addresses()
+        if not (a.address.is_loopback or a.address.is_link_local or a.link in _TUNNELS)
+    ]
+
+
+async def node_subnets(kv: KeyValueStore) -> list[tuple[str, Prefix]]:
+    """Return the subnets that nodes say they are in, each with its node."""
+    found: list[tuple[str, Prefix]] = []
+    for node in (await resources.listing(kv, Node, lookup("node"))).resources:
+        bgp = node.spec.bgp
+        addresses = (bgp.ipv4_address, bgp.ipv6_address) if bgp else ()
+        found += [(f"with the BGP address of node {node.metadata.name}", a.network) for a in addresses if a]
+    return found

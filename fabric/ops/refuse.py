@@ -1,0 +1,178 @@
+"""Decide which changes to refuse for what else is stored, and what to warn of: pools, tiers, nodes, endpoints.
+
+What a resource must satisfy by itself is `fabric.model`'s; here it meets the others, as they will stand
+once every change of one command is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from fabric.errors import ConfigError
+from fabric.ipam.pools import HostPrefix, in_use, refusals
+from fabric.model import kinds
+from fabric.model.base import Resource
+from fabric.model.ipamconfiguration import IPAMConfiguration
+from fabric.model.ippool import IPPool
+from fabric.model.kinds import lookup
+from fabric.model.tier import BUILT_IN
+from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.ops import pools, resources
+from fabric.ops.change import NAMED, Step, Verb
+from fabric.store import keys
+from fabric.store.kv import KeyValueStore
+
+POLICIES = tuple(kind for kind in kinds.KINDS if kind.name.endswith("NetworkPolicy"))
+
+_POLICY_KINDS = frozenset(kind.name for kind in POLICIES)
+
+
+async def refuse(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPrefix] = ()) -> list[str]:
+    """Return what to warn of before `steps` are carried out, a line each.
+
+    Args:
+        host: the subnets of this host, each with its interface.
+
+    Raises:
+        ConfigError: with everything that must not be done, a line each; nothing was written.
+    """
+    problems = [
+        *_read_only(steps),
+        *_unstorable(steps),
+        *await _tiers(kv, steps),
+        *await _pools(kv, steps, host),
+    ]
+    if problems:
+        joint = "; " if len(problems) == 1 else "\n"
+        raise ConfigError("\n".join(problems) + joint + "nothing was written")
+    return [*await _nodes(kv, steps), *_endpoints(steps), *await _pools_in_use(kv, steps)]
+
+
+def _writes(step: Step) -> bool:
+    return step.verb in {Verb.CREATED, Verb.CONFIGURED}
+
+
+def _deleted(steps: Sequence[Step], kind: str) -> list[Step]:
+    return [step for step in steps if step.change.kind == kind and step.verb is Verb.DELETED]
+
+
+def _read_only(steps: Sequence[Step]) -> Iterator[str]:
+    for step in steps:
+        if step.change.kind == "ClusterInformation" and (_writes(step) or step.verb is Verb.DELETED):
+            yield f"{step.change}: is written by the nodes, and read-only for everybody else"
+
+
+def _unstorable(steps: Sequence[Step]) -> Iterator[str]:
+    for step in steps:
+        if isinstance(step.after, IPAMConfiguration) and _writes(step):
+            metadata = step.after.metadata
+            if metadata.labels or metadata.annotations:
+                yield f"{step.change}: has no place for labels and annotations in the datastore; leave them out"
+
+
+def _tier(policy: Resource) -> str:
+    return getattr(getattr(policy, "spec", None), "tier", "") or "default"
+
+
+async def _tiers(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+    """A policy's tier exists; a tier that goes is not built in, and no policy is left in it."""
+    gone = _deleted(steps, "Tier")
+    problems = [
+        f"{step.change}: is built in, and cannot be deleted" for step in gone if step.change.name in BUILT_IN
+    ]
+    policies = [
+        (step, _tier(step.after)) for step in steps if step.change.kind in _POLICY_KINDS and step.after
+    ]
+    if any(tier not in BUILT_IN for _, tier in policies):
+        stored = {item.key.rpartition("/")[2] for item in (await kv.list(keys.resources("tiers"))).items}
+        given = {step.change.name for step in steps if step.change.kind == "Tier" and step.after}
+        there = (stored | given | BUILT_IN.keys()) - {step.change.name for step in gone}
+        problems += [
+            f'{step.change}: spec.tier: "{tier}": there is no such Tier; create it first, or in the same command'
+            for step, tier in policies
+            if tier not in there
+        ]
+    if gone:
+        problems += await _tiers_in_use(kv, steps, gone)
+    return problems
+
+
+async def _tiers_in_use(kv: KeyValueStore, steps: Sequence[Step], gone: Sequence[Step]) -> list[str]:
+    changed = {step.change.key: step.after for step in steps}
+    members: dict[str, list[str]] = {}
+    for kind in POLICIES:
+        for policy in (await resources.listing(kv, Resource, kind)).resources:
+            # One that moves to a tier that goes is told by the caller: that tier does not exist any more.
+            after = changed.get(resources.key_of(policy), policy)
+            if after is not None:
+                members.setdefault(_tier(after), []).append(resources.name_of(policy))
+    return [
+        f"{step.change}: has policies in it: {some(members[step.change.name])}; delete or move them first"
+        for step in gone
+        if step.change.name in members
+    ]
+
+
+async def _pools(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPrefix]) -> list[str]:
+    """Pools overlap neither one another nor a subnet of a host, and none is resized under the blocks in it."""
+    wanted = {s.after.metadata.name: s for s in steps if _writes(s) and isinstance(s.after, IPPool)}
+    if not wanted:
+        return []
+    view = await pools.read(kv)
+    gone = {step.change.name for step in _deleted(steps, "IPPool")}
+    view = replace(view, pools=tuple(pool for pool in view.pools if pool.metadata.name not in gone))
+    found = refusals(
+        view,
+        [pool for step in wanted.values() if isinstance(pool := step.after, IPPool)],
+        [*host, *await pools.node_subnets(kv)],
+    )
+    return [f"{wanted[name].change}: {why}" for name, reasons in found.items() for why in reasons]
+
+
+async def _pools_in_use(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+    gone = [(step, step.before) for step in _deleted(steps, "IPPool")]
+    if not gone:
+        return []
+    view = await pools.read(kv)
+    return [
+        f"{step.change}: {len(held)} of its addresses stay in use, and no pool covers them then: {some(map(str, held))}"
+        for step, pool in gone
+        if isinstance(pool, IPPool) and (held := in_use(view, pool))
+    ]
+
+
+async def _nodes(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+    gone = _deleted(steps, "Node")
+    if not gone:
+        return []
+    blocks = Counter(
+        key.node
+        for item in (await kv.list(keys.AFFINITIES)).items
+        if isinstance(key := keys.parse(item.key), keys.AffinityKey)
+    )
+    endpoints = (await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))).resources
+    workloads = Counter(endpoint.spec.node for endpoint in endpoints)
+    return [
+        f"{step.change}: leaves {blocks[name]} blocks and {workloads[name]} workload endpoints behind; "
+        "`fabricctl node leave` on the node gives them back"
+        for step in gone
+        if blocks[name := step.change.name] or workloads[name]
+    ]
+
+
+def _endpoints(steps: Sequence[Step]) -> Iterator[str]:
+    for step in _deleted(steps, "WorkloadEndpoint"):
+        addresses = step.before.spec.ip_networks if isinstance(step.before, WorkloadEndpoint) else ()
+        if addresses:
+            yield (
+                f"{step.change}: {some(map(str, addresses))} stays allocated; `fabricctl ipam check` finds it, and "
+                "`fabricctl ipam release` frees it"
+            )
+
+
+def some(names: Iterable[str]) -> str:
+    """Return names for a message, the first ones and how many more there are."""
+    found = list(names)
+    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")

@@ -1,0 +1,150 @@
+"""`node check` on hosts with one thing wrong each, in a network namespace of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fabric.config import Config
+from fabric.kernel import facts
+from fabric.ops import check
+from fabric.ops.findings import Cluster, Finding, judge
+from fabric.ops.managers import NETWORKD_SNIPPET, NM_SNIPPET
+from fabric.store.etcd import connect
+from tests.contract.etcd_server import EtcdServer
+from tests.contract.netns import Namespace
+
+# What the machine under the namespace is like: not what is tested here.
+MACHINE = {"FAB1003", "FAB1004", "FAB1201", "FAB1303", "FAB1304", "FAB1501", "FAB1502", "FAB1503"}
+NFT = "table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established accept; }; }"
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    """A host with one uplink and no firewall."""
+    with Namespace() as host:
+        host.ip("link", "add", "eth0", "type", "veth", "peer", "name", "veth-far")
+        host.ip("link", "set", "eth0", "up")
+        host.ip("addr", "add", "192.0.2.1/24", "dev", "eth0")
+        host.command("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0")
+        yield host
+
+
+def found(host: Namespace, root: Path = Path("/")) -> list[Finding]:
+    return judge(host.run(check.read_host(None, root)), Cluster())
+
+
+def ids(host: Namespace) -> list[str]:
+    return [finding.id for finding in found(host) if finding.id not in MACHINE]
+
+
+def test_a_sound_host_has_no_findings(host: Namespace) -> None:
+    assert ids(host) == []
+
+
+@pytest.mark.parametrize(
+    ("commands", "want"),
+    [
+        (["sysctl -qw net.ipv4.conf.eth0.rp_filter=1"], ["FAB1301"]),
+        (["iptables-nft -P FORWARD DROP"], ["FAB1401"]),
+        (["iptables-legacy -P FORWARD DROP"], ["FAB1401"]),
+        (["iptables-nft -A INPUT -p tcp --dport 179 -j DROP"], ["FAB1402"]),
+        (["iptables-legacy -P INPUT DROP", "iptables-legacy -A INPUT -i lo -j ACCEPT"], ["FAB1402"]),
+        (["nft " + NFT], ["FAB1402"]),
+        (["nft " + NFT, "nft add rule inet fw in tcp dport { 22, 179 } accept"], []),
+        (["iptables-legacy -A INPUT -j RETURN", "iptables-nft -A INPUT -j RETURN"], ["FAB1404"]),
+        (["ip link set eth0 mtu 1200"], ["FAB1605"]),
+    ],
+    ids=lambda value: "; ".join(value)[:60],
+)
+def test_what_is_wrong_with_a_host_is_found(host: Namespace, commands: list[str], want: list[str]) -> None:
+    for command in commands:
+        host.command(*command.split())
+    assert ids(host) == want
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
+def test_who_holds_the_bgp_port_is_found(host: Namespace, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with host.call(lambda: socket.create_server((address, 179), family=family)):
+        [holder] = [finding for finding in found(host) if finding.id == "FAB1101"]
+    assert "pytest" in holder.cause or "python" in holder.cause
+    assert "FAB1101" not in ids(host)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "snippet", "id_"),
+    [("NetworkManager", NM_SNIPPET, "FAB1501"), ("systemd-networkd", NETWORKD_SNIPPET, "FAB1502")],
+)
+def test_a_network_manager_is_told_by_its_process_and_quiet_once_cured(
+    host: Namespace, tmp_path: Path, daemon: str, snippet: tuple[str, str], id_: str
+) -> None:
+    root = tmp_path / "root"
+    program = shutil.copy("/bin/sleep", tmp_path / daemon)
+    with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", program, "100"]) as process:
+        try:
+            # setpriv becomes the daemon by and by.
+            while not facts.running({daemon}):
+                assert process.poll() is None
+            before = [finding for finding in found(host, root) if finding.id == id_]
+            path = root / snippet[0].lstrip("/")
+            path.parent.mkdir(parents=True)
+            path.write_text(snippet[1])
+            after = [finding for finding in found(host, root) if finding.id == id_]
+        finally:
+            process.kill()
+    assert [snippet[0] in finding.cure for finding in before] == [True]
+    assert after == []
+
+
+def fabricctl(host: Namespace, *args: str) -> tuple[int, list[dict[str, str]]]:
+    command = [sys.executable, "-m", "fabric.cli.main", *args, "-o", "json"]
+    done = host.call(lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False))
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_command_says_what_it_found_and_ends_with_1(host: Namespace) -> None:
+    host.ip("addr", "add", "192.0.2.2/24", "dev", "eth0")
+    status, told = fabricctl(host, "--etcd", "127.0.0.1:1", "node", "check")
+    assert status == 1
+    by_id = {finding["id"]: finding for finding in told}
+    assert {"FAB1601", "FAB1701"} <= by_id.keys()
+    assert by_id["FAB1601"] == {
+        "id": "FAB1601",
+        "severity": "error",
+        "title": "the node address is not clear",
+        "cause": "2 candidates (192.0.2.1/24 on eth0, 192.0.2.2/24 on eth0)",
+        "cure": "choose one with --ip 192.0.2.1",
+    }
+    assert "Connection refused" in by_id["FAB1701"]["cause"]
+
+
+def test_what_the_pools_need_is_read_from_the_datastore(host: Namespace) -> None:
+    pool = {
+        "kind": "IPPool",
+        "apiVersion": "projectcalico.org/v3",
+        "metadata": {"name": "tunnels"},
+        "spec": {"cidr": "192.0.2.0/24", "blockSize": 26, "ipipMode": "Always"},
+    }
+    with EtcdServer() as etcd:
+        etcd.ctl("put", "/calico/resources/v3/projectcalico.org/ippools/tunnels", json.dumps(pool))
+        wanted = asyncio.run(_cluster(etcd.url))
+    assert wanted.tunnels == {"IPIP"}
+    told = judge(host.run(check.read_host(wanted)), wanted)
+    assert "pool tunnels (192.0.2.0/24) meets 192.0.2.0/24 on eth0" in {finding.cause for finding in told}
+
+
+async def _cluster(url: str) -> Cluster:
+    kv = connect(Config((url,)))
+    try:
+        return await check.read_cluster(kv)
+    finally:
+        await kv.close()

@@ -1,0 +1,174 @@
+"""What is a finding on a host, and what is not; every id has its section in the reference."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabric.kernel.facts import Clock, HostAddress, Listener
+from fabric.kernel.tables import Saved
+from fabric.model.ippool import IPPool
+from fabric.ops.findings import CATALOGUE, DAEMONS, Cluster, Finding, Host, choices, judge, unreachable
+from fabric.ops.managers import LINK_SNIPPET, NETWORKD_SNIPPET, NM_SNIPPET
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "findings.md"
+BORN = datetime(2026, 11, 21, 5, 0, tzinfo=UTC)
+
+
+def on(link: str, address: str, mtu: int = 1500) -> HostAddress:
+    return HostAddress(link, ip_interface(address), True, "", mtu)
+
+
+def pool(cidr: str, **spec: Any) -> IPPool:
+    return IPPool.model_validate({"metadata": {"name": "p"}, "spec": {"cidr": cidr, **spec}})
+
+
+def filter_table(*lines: str, version: int = 4, backend: str = "nft") -> Saved:
+    return Saved(backend, version, "\n".join(["*filter", *lines, "COMMIT"]))
+
+
+ETH0, V6 = on("eth0", "192.0.2.1/24"), on("eth0", "2001:db8::1/64")
+SOUND = Host(addresses=(on("lo", "127.0.0.1/8"), ETH0))
+POOL = pool("10.77.0.0/16")
+PLAIN = Cluster(pools=(POOL,), born=BORN)
+IPIP = Cluster(pools=(pool("10.77.0.0/16", ipipMode="Always"),))
+V6_POOL = Cluster(pools=(pool("2001:db8:77::/64"),))
+RP, RA = "net/ipv4/conf/{}/rp_filter", "net/ipv6/conf/eth0/accept_ra"
+GC, CT = "net/ipv4/neigh/default/gc_thresh3", "net/netfilter/nf_conntrack_"
+CLOSED = (":INPUT DROP [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]")
+NM, NETWORKD = DAEMONS
+MATCH_ALL = {"/etc/systemd/network/50.network": "[Match]\nName=*\n"}
+
+
+def test_a_sound_host_has_no_findings() -> None:
+    assert judge(SOUND, PLAIN) == judge(SOUND, None) == choices(SOUND, None) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "cluster", "id_", "said"),
+    [
+        ({"missing_features": ("veth pairs (CONFIG_VETH): Operation not supported",)}, None, "FAB1001", "CONFIG_VETH"),
+        ({"missing_tunnels": ("IPIP: Operation not supported",)}, IPIP, "FAB1002", "by pool p"),
+        ({"tools": SOUND.tools - {"setpriv"}}, None, "FAB1003", "setpriv: not found"),
+        ({"tools": SOUND.tools - {"ipset"}}, None, "FAB1004", "ipset: not found"),
+        ({"tcp_md5": False}, Cluster(passwords=True), "FAB1005", "TCP_MD5SIG"),
+        ({"port_holders": (Listener(812, "bird"),)}, None, "FAB1101", "held by bird (pid 812)"),
+        ({"port_holders": (Listener(0, ""),)}, None, "FAB1101", "held by a process (pid unknown)"),
+        ({"clock": Clock(False, 0)}, None, "FAB1201", "adjtimex"),
+        ({"now": BORN - timedelta(seconds=1)}, PLAIN, "FAB1202", "made at 2026-11-21T05:00:00Z"),
+        ({"sysctls": {RP.format("all"): "1"}}, None, "FAB1301", "net/ipv4/conf/all/rp_filter = 1"),
+        ({"sysctls": {RP.format("eth0"): "1"}}, None, "FAB1301", "net/ipv4/conf/eth0/rp_filter = 1"),
+        ({"sysctls": {"net/ipv4/ip_forward": "0"}, "running": True}, None, "FAB1302", "ip_forward = 0"),
+        ({"sysctls": {GC: "512"}}, None, "FAB1303", f"{GC} = 512"),
+        ({"sysctls": {f"{CT}count": "950", f"{CT}max": "1000"}}, None, "FAB1304", "950 of 1000"),
+        ({"sysctls": {RA: "1"}, "advertised_defaults": frozenset({"eth0"})}, V6_POOL, "FAB1305", f"{RA} = 1"),
+        ({"saved": (filter_table(":FORWARD DROP [0:0]"),)}, None, "FAB1401",
+         "iptables-nft filter table: policy DROP of FORWARD"),
+        ({"saved": (filter_table(*CLOSED),)}, PLAIN, "FAB1402", "policy DROP of INPUT"),
+        ({"saved": (filter_table("-A OUTPUT -p tcp --dport 179 -j REJECT", ":OUTPUT ACCEPT [0:0]"),)}, PLAIN,
+         "FAB1402", "-A OUTPUT -p tcp --dport 179 -j REJECT"),
+        ({"saved": (filter_table(*CLOSED, "-A INPUT -p tcp -j ACCEPT"),)}, IPIP, "FAB1403", "IPIP packet (protocol 4)"),
+        ({"saved": (filter_table("-A X -j RETURN"), filter_table("-A Y -j RETURN", backend="legacy"))}, None,
+         "FAB1404", "IPv4: legacy has 1 rules (filter); nft has 1 rules (filter)"),
+        ({"daemons": frozenset({NM})}, None, "FAB1501", "fab*"),
+        ({"daemons": frozenset({NETWORKD})}, None, "FAB1502", "ManageForeignRoutes"),
+        ({"daemons": frozenset({NETWORKD}), "files": MATCH_ALL | dict([NETWORKD_SNIPPET])}, None, "FAB1503",
+         "50.network"),
+        ({"addresses": (ETH0, on("eth1", "10.77.1.1/24"))}, PLAIN, "FAB1603",
+         "p (10.77.0.0/16) meets 10.77.1.0/24 on eth1"),
+        ({"addresses": (on("eth0", "10.1.1.1/8"),)}, PLAIN, "FAB1603", "meets 10.0.0.0/8 on eth0"),
+        ({"routes": ((ip_network("10.77.1.0/24"), "eth0"),)}, PLAIN, "FAB1603", "meets 10.77.1.0/24 on eth0"),
+        ({"addresses": (ETH0, on("eth1", "198.51.100.1/24", 9000))}, None, "FAB1604", "eth0 1500, eth1 9000"),
+        ({"addresses": (on("eth0", "192.0.2.1/24", 1200),)}, None, "FAB1605", "eth0 has 1200"),
+    ],
+)  # fmt: skip
+def test_what_hurts_a_node_is_found(
+    change: dict[str, Any], cluster: Cluster | None, id_: str, said: str
+) -> None:
+    [finding] = judge(replace(SOUND, **change), cluster)
+    assert finding.id == id_
+    assert said in finding.cause
+    assert finding.cure
+
+
+@pytest.mark.parametrize(
+    ("change", "cluster"),
+    [
+        pytest.param({"tcp_md5": False}, PLAIN, id="no MD5, and no peer with a password"),
+        pytest.param({"now": BORN}, PLAIN, id="a cluster made this second"),
+        pytest.param({"sysctls": {RP.format("all"): "1", RP.format("eth0"): "2"}}, None, id="loose wins"),
+        pytest.param({"sysctls": {RP.format("docker0"): "1"}}, None, id="strict where no uplink is"),
+        pytest.param({"sysctls": {"net/ipv4/ip_forward": "0"}}, None, id="forwarding is set when the node starts"),
+        pytest.param({"sysctls": {RA: "2"}, "advertised_defaults": frozenset({"eth0"})}, V6_POOL, id="heeded anyway"),
+        pytest.param({"sysctls": {RA: "1"}, "advertised_defaults": frozenset({"eth0"})}, PLAIN, id="IPv4 alone"),
+        pytest.param({"saved": (filter_table(*CLOSED, "-A INPUT -p tcp -j ACCEPT"),)}, PLAIN, id="no pool tunnels"),
+        pytest.param({"saved": (filter_table(*CLOSED, version=6),)}, None, id="ip6tables on a host without IPv6"),
+        pytest.param({"saved": (filter_table("-A X"), filter_table("-A X", version=6, backend="legacy"))}, None,
+                     id="a backend a family"),
+        pytest.param({"saved": (filter_table("-A X"), filter_table(":INPUT ACCEPT [0:0]", backend="legacy"))}, None,
+                     id="an empty legacy table"),
+        pytest.param({"daemons": frozenset({NM}), "files": dict([NM_SNIPPET])}, None, id="NetworkManager, cured"),
+        pytest.param({"daemons": frozenset({NETWORKD}), "files": dict([NETWORKD_SNIPPET])}, None, id="networkd, cured"),
+        pytest.param({"daemons": frozenset({NETWORKD}), "files": MATCH_ALL | dict([NETWORKD_SNIPPET, LINK_SNIPPET])},
+                     None, id="networkd's links, cured"),
+        pytest.param({"files": MATCH_ALL}, None, id="files of daemons that do not run"),
+        pytest.param({"routes": ((ip_network("10.0.0.0/8"), "eth0"), (ip_network("0.0.0.0/0"), "eth0"))}, PLAIN,
+                     id="routes around the pool lead out"),
+        pytest.param({"routes": ((ip_network("10.77.1.2/32"), "cali12345678901"),)}, PLAIN, id="Calico's workloads"),
+        pytest.param({"addresses": (ETH0, on("fab0123456789ab", "10.77.0.1/32", 1450))}, PLAIN, id="our own links"),
+    ],
+)  # fmt: skip
+def test_what_does_not_is_not(change: dict[str, Any], cluster: Cluster | None) -> None:
+    assert judge(replace(SOUND, **change), cluster) == []
+
+
+def test_where_the_datastore_is_not_known_both_tunnels_are_looked_at() -> None:
+    host = replace(SOUND, saved=(filter_table(*CLOSED, "-A INPUT -p tcp -j ACCEPT"),))
+    assert [finding.cause.partition("every ")[2] for finding in judge(host, None)] == [
+        "IPIP packet (protocol 4)",
+        "VXLAN packet (udp port 4789)",
+    ]
+
+
+FULL = tuple(
+    (ip_network(prefix), "eth0") for prefix in ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32)))
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "cluster", "ids"),
+    [
+        (SOUND, None, []),
+        (replace(SOUND, addresses=(V6,)), None, []),
+        (replace(SOUND, addresses=()), None, ["FAB1601"]),
+        (replace(SOUND, addresses=(ETH0, on("eth1", "198.51.100.1/24"))), PLAIN, ["FAB1601"]),
+        (replace(SOUND, routes=FULL), None, ["FAB1602"]),
+        (replace(SOUND, routes=FULL), Cluster(), ["FAB1602"]),
+        (replace(SOUND, routes=FULL), PLAIN, []),
+    ],
+)
+def test_a_choice_that_join_cannot_make_is_found_beforehand(
+    host: Host, cluster: Cluster | None, ids: list[str]
+) -> None:
+    assert [finding.id for finding in choices(host, cluster)] == ids
+
+
+def test_a_datastore_that_is_away_is_an_error_with_its_reason() -> None:
+    found = unreachable("etcd 192.0.2.10:2379: Connection refused")
+    assert (found.id, found.severity) == ("FAB1701", "error")
+    assert "Connection refused" in str(found)
+
+
+def test_every_id_has_its_section_in_the_reference_and_the_reverse() -> None:
+    sections = re.findall(r"^## (FAB\d{4}): (.+) \((error|warning)\)$", PAGE.read_text(), re.MULTILINE)
+    assert sections == [(id_, title, severity) for id_, (severity, title) in CATALOGUE.items()]
+
+
+def test_a_finding_tells_id_title_cause_and_cure() -> None:
+    finding = Finding("FAB1101", "held by bird", "stop it")
+    assert str(finding) == "FAB1101 port 179 is in use: held by bird; stop it"
+    assert finding.refusal == "FAB1101 port 179 is in use: held by bird; nothing was changed; stop it"

@@ -1,0 +1,160 @@
+"""What a change meets among the other objects: refused, or warned of."""
+
+import json
+
+import pytest
+
+from fabric.errors import ConfigError
+from fabric.ipam.pools import HostPrefix
+from fabric.model import kinds
+from fabric.model.base import Resource
+from fabric.model.ippool import IPPool
+from fabric.ops.change import Change, apply, delete, delete_named, gather, patch, plan
+from fabric.ops.files import Given
+from fabric.ops.refuse import refuse
+from fabric.store.kv import Put, Txn
+from tests.fakes.etcd import FakeEtcd
+from tests.fakes.node import pool, put
+
+POOL = pool("10.0.0.0/24")
+AFFINITY = "/calico/ipam/v2/host/n1/ipv4/block/10.0.0.0-26"
+BLOCK = {
+    "cidr": "10.0.0.0/26",
+    "affinity": "host:n1",
+    "allocations": [0] + [None] * 63,
+    "unallocated": list(range(1, 64)),
+    "attributes": [{"handle_id": "h", "secondary": None}],
+    "sequenceNumber": 1,
+    "deleted": False,
+}
+
+
+def resource(kind: str, name: str, **spec: object) -> Resource:
+    namespace = {"namespace": "default"} if kinds.lookup(kind).namespaced else {}
+    tree = {"kind": kind, "metadata": {"name": name, **namespace}, "spec": spec}
+    return kinds.resource_class(kind).model_validate(tree)
+
+
+def given(resource: Resource) -> Given:
+    return Given(resource, "x.yaml:1")
+
+
+def policy(name: str = "sec.web", tier: str = "sec") -> Resource:
+    return resource("NetworkPolicy", name, tier=tier)
+
+
+async def warnings(kv: FakeEtcd, *changes: Change, host: tuple[HostPrefix, ...] = ()) -> list[str]:
+    return await refuse(kv, await plan(kv, changes), host)
+
+
+async def problems(kv: FakeEtcd, *changes: Change, host: tuple[HostPrefix, ...] = ()) -> list[str]:
+    with pytest.raises(ConfigError, match="nothing was written") as error:
+        await warnings(kv, *changes, host=host)
+    return str(error.value).removesuffix("\nnothing was written").splitlines()
+
+
+async def claim_a_block(kv: FakeEtcd) -> None:
+    confirmed = '{"state":"confirmed","deleted":false}'
+    key = "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26"
+    await kv.commit(Txn((), (Put(AFFINITY, confirmed), Put(key, json.dumps(BLOCK)))))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (pool("10.1.0.0/24"), "IPPool pool: cidr 10.0.0.0/24 may not become 10.1.0.0/24 while blocks"),
+        (pool("10.0.0.0/24", blockSize=28), "IPPool pool: blockSize 26 may not become 28 while blocks"),
+        (pool("10.0.0.0/16", "other"), "IPPool other: cidr 10.0.0.0/16 overlaps IPPool pool (10.0.0.0/24)"),
+    ],
+)
+async def test_a_pool_neither_moves_under_its_blocks_nor_overlaps(wanted: IPPool, said: str) -> None:
+    kv = FakeEtcd()
+    await put(kv, POOL)
+    await claim_a_block(kv)
+    [line] = await problems(kv, apply(given(wanted)))
+    assert line.startswith(f"x.yaml:1: {said}")
+    assert await warnings(kv, apply(given(POOL)), apply(given(pool("fd00::/112", "v6")))) == []
+
+
+async def test_a_pool_with_no_blocks_may_be_resized_and_one_that_goes_is_in_nobodys_way() -> None:
+    kv = FakeEtcd()
+    await put(kv, POOL)
+    assert await warnings(kv, apply(given(pool("10.0.0.0/25")))) == []
+    taken_over = [delete_named(kinds.lookup("pool"), "pool"), apply(given(pool("10.0.0.0/16", "new")))]
+    assert await warnings(kv, *taken_over) == []
+
+
+async def test_two_pools_of_one_command_may_not_overlap() -> None:
+    both = gather(apply, [given(pool("10.0.0.0/16", "a")), given(pool("10.0.1.0/24", "b"))])
+    assert len(await problems(FakeEtcd(), *both)) == 2
+
+
+async def test_a_pool_over_a_subnet_of_a_host_is_refused_with_the_interface_or_the_node() -> None:
+    kv = FakeEtcd()
+    await put(kv, resource("Node", "n1", bgp={"ipv4Address": "192.0.2.1/24"}))
+    host = (("eth0 of this host", pool("10.0.0.0/20").spec.cidr),)
+    [line] = await problems(kv, apply(given(POOL)), host=host)
+    assert "overlaps the subnet 10.0.0.0/20 of interface eth0 of this host" in line
+    [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))))
+    assert "overlaps the subnet 192.0.2.0/24" in line
+    assert "node n1" in line
+
+
+async def test_a_policy_needs_its_tier_which_may_come_with_it() -> None:
+    kv = FakeEtcd()
+    [line] = await problems(kv, apply(given(policy())))
+    assert 'NetworkPolicy default/sec.web: spec.tier: "sec": there is no such Tier' in line
+    assert await warnings(kv, apply(given(policy())), apply(given(resource("Tier", "sec")))) == []
+    assert await warnings(kv, apply(given(policy("web", "kube-admin")))) == []
+    await put(kv, resource("Tier", "sec"))
+    assert await warnings(kv, apply(given(policy()))) == []
+
+
+async def test_a_tier_with_policies_or_a_built_in_one_stays() -> None:
+    kv = FakeEtcd()
+    for one in (resource("Tier", "sec"), resource("Tier", "default", order=1_000_000), policy()):
+        await put(kv, one)
+    tier = kinds.lookup("tier")
+    [line] = await problems(kv, delete_named(tier, "sec"))
+    assert "Tier sec: has policies in it: NetworkPolicy default/sec.web" in line
+    [line] = await problems(kv, delete_named(tier, "default"))
+    assert "Tier default: is built in" in line
+    assert await warnings(kv, delete_named(tier, "sec"), delete(given(policy()))) == []
+    await problems(kv, delete_named(tier, "sec"), apply(given(policy("sec.other"))), delete(given(policy())))
+
+
+async def test_cluster_information_is_the_nodes_to_write() -> None:
+    kv = FakeEtcd()
+    information = resource("ClusterInformation", "default", clusterGUID="1")
+    await put(kv, information)
+    kind = kinds.lookup("clusterinfo")
+    assert await warnings(kv, apply(given(information))) == []
+    for change in (
+        delete_named(kind, "default"),
+        patch(kind, "default", None, {"spec": {"datastoreReady": False}}, "merge"),
+    ):
+        [line] = await problems(kv, change)
+        assert "ClusterInformation default: is written by the nodes" in line
+
+
+async def test_the_ipam_configuration_has_no_place_for_labels() -> None:
+    change = patch(kinds.lookup("ipamconfig"), "default", None, {"metadata": {"labels": {"a": "b"}}}, "merge")
+    kv = FakeEtcd()
+    await kv.commit(Txn((), (Put("/calico/ipam/v2/config", '{"auto_allocate_blocks":true}'),)))
+    [line] = await problems(kv, change)
+    assert "has no place for labels" in line
+
+
+async def test_what_a_deletion_leaves_behind_is_said() -> None:
+    kv = FakeEtcd()
+    endpoint = resource("WorkloadEndpoint", "w", node="n1", ipNetworks=["10.0.0.0/32"])
+    for one in (POOL, resource("Node", "n1"), resource("Node", "n2"), endpoint):
+        await put(kv, one)
+    await claim_a_block(kv)
+    node = kinds.lookup("node")
+    [line] = await warnings(kv, delete_named(node, "n1"), delete_named(node, "n2"))
+    assert line.startswith("Node n1: leaves 1 blocks and 1 workload endpoints behind")
+    [line] = await warnings(kv, delete_named(kinds.lookup("wep"), "w"))
+    assert line.startswith("WorkloadEndpoint default/w: 10.0.0.0/32 stays allocated")
+    [line] = await warnings(kv, delete_named(kinds.lookup("pool"), "pool"))
+    assert line.startswith("IPPool pool: 1 of its addresses stay in use")
