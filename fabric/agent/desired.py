@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from bgp import export, sessions
 from bgp.filters import ImportPolicy
-from bgp.rib import Prefix
+from bgp.rib import AdjRibOut, Prefix
 from bgp.sessions import Interface
 from bgp.speaker.seam import Wanted
 from fabric.agent.loc_rib import Inputs, LocRib, loc_rib
@@ -89,6 +89,21 @@ def _wanted(me: Node, snapshot: Snapshot, host: Host, blocks: list[Prefix], link
     addresses = [address for link in links for address in link.addresses]
     specs = sessions.sessions(local, snapshot.peers())
     return Wanted(specs, {s.peer: export.adj_rib_out(s, blocks, addresses, exported) for s in specs})
+
+
+def joined(told: Wanted, wanted: Wanted) -> Wanted:
+    """Return `wanted` with everything that was `told` before it: nothing is withdrawn, no session ends."""
+    peers = {spec.peer for spec in told.sessions}
+    announce = {
+        peer: _with_earlier(told.announce.get(peer, frozenset()), wanted.announce.get(peer, frozenset()))
+        for peer in told.announce.keys() | wanted.announce.keys()
+    }
+    return Wanted(told.sessions | {s for s in wanted.sessions if s.peer not in peers}, announce)
+
+
+def _with_earlier(told: AdjRibOut, wanted: AdjRibOut) -> AdjRibOut:
+    prefixes = {announcement.prefix for announcement in wanted}
+    return wanted | {earlier for earlier in told if earlier.prefix not in prefixes}
 
 
 def _default_routes(me: Node, foreign: Iterable[Route]) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Decide the endpoint of a workload, and the transactions that store it and remove it. Pure.
+"""Decide the endpoint of a workload, what IPAM must store for it, and what must be freed after it. Pure.
 
 Source: calico-wire (WorkloadEndpoint), calico-semantics §§5 and 8.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from ipaddress import ip_network
 from uuid import UUID, uuid5
@@ -15,24 +16,20 @@ from uuid import UUID, uuid5
 from pydantic import ValidationError
 
 from fabric.agent.snapshot import Snapshot
-from fabric.errors import ConfigError, NotInSync, Taken
-from fabric.ipam import assign, block
-from fabric.ipam.assign import Assignment
+from fabric.errors import ConfigError, NotFound, NotInSync, Taken
+from fabric.ipam import assign
+from fabric.ipam.assign import Assignment, Demand
 from fabric.ipam.block import Owner
 from fabric.ipam.types import Address
+from fabric.ipam.view import Change, View, after
 from fabric.model import namespaces
-from fabric.model.base import Metadata, Resource
-from fabric.model.change import stamped
+from fabric.model.base import Metadata
 from fabric.model.node import Node
-from fabric.model.profile import Profile
-from fabric.model.wire import to_json
 from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec
-from fabric.plan.endpoints import NETNS_ANNOTATION, endpoint_name
+from fabric.plan.endpoints import NETNS_ANNOTATION, ORCHESTRATOR, endpoint_name, handle_of
 from fabric.plan.links import container_mac, host_name
-from fabric.store import ipam, keys
-from fabric.store.kv import Delete, Guard, Put, Txn
+from fabric.store import keys
 
-ORCHESTRATOR = "fabricctl"
 INTERFACE = "eth0"
 _WORKLOAD = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -40,13 +37,14 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `workload add` asks for; `netns` is a path that the agent can open."""
+    """What `workload add` asks for; `netns` is a path that the agent can open, `pools` are names or prefixes."""
 
     name: str
     namespace: str
     netns: str
     labels: Mapping[str, str] = field(default_factory=dict)
     address: Address | None = None
+    pools: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"workload {self.namespace}/{self.name}"
@@ -58,15 +56,6 @@ class Stamp:
 
     now: datetime
     uid: UUID
-
-    @property
-    def text(self) -> str:
-        """RFC 3339 in whole seconds, as Calico writes it."""
-        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    @property
-    def nanoseconds(self) -> int:
-        return int(self.now.timestamp() * 1_000_000) * 1000
 
 
 def check(request: Request) -> None:
@@ -125,63 +114,105 @@ def _own(labels: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in labels.items() if not k.startswith("projectcalico.org/")}
 
 
-def attach(snapshot: Snapshot, node: str, request: Request, stamp: Stamp) -> tuple[WorkloadEndpoint, Txn]:
-    """Return the endpoint that `request` gets, and the one transaction that makes it so.
+@dataclass(frozen=True)
+class Decided:
+    """One endpoint, and what IPAM must store with it or free after it, in order."""
 
-    It holds only while the Node stands as it was read: a node that leaves attaches nothing more.
+    endpoint: WorkloadEndpoint
+    changes: tuple[Change, ...]
+
+
+def attach(snapshot: Snapshot, view: View, request: Request, stamp: Stamp) -> Decided:
+    """Return the endpoint that `request` gets on the view's node, with its addresses.
+
+    Addresses that the workload's handle still holds are freed on the way: the snapshot is in sync and has
+    no endpoint of that name, so nothing uses them.
 
     Raises:
         NotInSync: the node is not registered.
         ConfigError: a label or name that cannot be stored, or no pool that may serve.
-        Taken: the address, or the handle of that name, is held.
+        Taken: the address is held, or the name has an endpoint that cannot be read.
         Exhausted: no address is free.
     """
-    me = snapshot.stored(Node, node)
-    if me is None:
-        raise NotInSync(
-            f"{request}: node {node} is not registered (it leaves, or its Node was deleted); nothing was attached; "
-            "join again first"
-        )
-    handle = _handle(node, request.namespace, request.name)
-    if keys.HandleKey(handle).path in snapshot.seen:
+    node, name = view.node, _full_name(view.node, request.name)
+    _require_registered(snapshot, node, request)
+    key = endpoint_key(request.namespace, name)
+    if why := snapshot.problems.get(key):
         raise Taken(
-            f"{request}: IPAM handle {handle} still holds addresses of a workload of that name, whose endpoint "
-            "somebody deleted; nothing was attached; free them with `calicoctl ipam release`, or choose another name"
+            f"{request}: {key} has an endpoint of that name that cannot be read ({why}); nothing was attached; mend "
+            "or delete that key, or choose another name"
         )
-    made = _assign(snapshot, node, request, handle, stamp)
-    endpoint = _endpoint(node, request, made)
-    stored = ipam.assign(made, node, handle)
-    registered = Txn((Guard(keys.ResourceKey("nodes", None, node).path, me.revision),), ())
-    return endpoint, ipam.joined(
-        registered,
-        stored,
-        _create(_key(endpoint), endpoint, stamp),
-        _profile(snapshot, request.namespace, stamp),
+    handle = handle_of(request.namespace, name)
+    left = _freed(view, handle, request.address, stamp.now)
+    for change in left:
+        view = after(view, change)
+    made = _assign(snapshot, view, request, handle, stamp)
+    return Decided(_endpoint(node, request, made, stamp), (*left, *(m.change for m in made)))
+
+
+def _require_registered(snapshot: Snapshot, node: str, request: Request) -> None:
+    if snapshot.get(Node, node):
+        return
+    why = snapshot.problems.get(node_key(node))
+    raise NotInSync(
+        f"{request}: node {node} "
+        + (f"cannot be read: {why}" if why else "is not registered (it leaves, or its Node was deleted)")
+        + "; nothing was attached; join again first"
     )
 
 
+def _freed(view: View, handle: str, asked: Address | None, at: datetime) -> tuple[Change, ...]:
+    """Free what `handle` holds; the address it asks for again has nobody to cool down from."""
+    if handle not in view.handles:
+        return ()
+    changes = []
+    for stored in view.blocks.values():
+        for address in stored.block.held_by(handle):
+            config = replace(view.config, cooldown=0) if address == asked else view.config
+            changes.append(assign.release(replace(view, config=config), address, handle, at=at))
+            view = after(view, changes[-1])
+    return tuple(changes)
+
+
 def _assign(
-    snapshot: Snapshot, node: str, request: Request, handle: str, stamp: Stamp
+    snapshot: Snapshot, view: View, request: Request, handle: str, stamp: Stamp
 ) -> tuple[Assignment, ...]:
     """One address of each family that a pool serves here; the one asked for, where it was."""
     secondary = {
-        "node": node,
+        "node": view.node,
         "namespace": request.namespace,
         "workload": request.name,
         "timestamp": stamp.now.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"),
     }
-    view, owner, asked = snapshot.view(node), Owner(handle, secondary), request.address
-    at = (stamp.nanoseconds, stamp.text)
-    exact = [assign.exact(view, asked, owner, *at)] if asked else []
-    left = [v for v in (4, 6) if v != (asked and asked.version) and assign.candidate_pools(view, v)]
-    if not exact and not left:
-        left = [4]  # which says why no pool serves this node
-    return (*exact, *(assign.automatic(view, version, owner, *at) for version in left))
+    demand = Demand(
+        Owner(handle, secondary),
+        namespace_labels=snapshot.namespace_labels(request.namespace),
+        pools=request.pools,
+    )
+    asked = request.address
+    made = [assign.exact(view, asked, demand, stamp.now)] if asked else []
+    versions = [
+        v for v in (4, 6) if v != (asked and asked.version) and assign.candidate_pools(view, v, demand)
+    ]
+    if not made and not versions:
+        versions = [4]  # which says why no pool serves this node
+    return (*made, *(assign.automatic(view, version, demand, stamp.now) for version in versions))
 
 
-def _endpoint(node: str, request: Request, made: tuple[Assignment, ...]) -> WorkloadEndpoint:
+def detach(view: View, endpoint: WorkloadEndpoint, at: datetime) -> Decided:
+    """Return what frees the addresses of `endpoint`; one that another holds by now is left alone."""
+    handle = handle_of(endpoint.metadata.namespace, endpoint.metadata.name)
+    changes: list[Change] = []
+    for prefix in endpoint.spec.ip_networks:
+        with suppress(NotFound, Taken):
+            changes.append(assign.release(view, prefix.network_address, handle, at=at))
+            view = after(view, changes[-1])
+    return Decided(endpoint, tuple(changes))
+
+
+def _endpoint(node: str, request: Request, made: tuple[Assignment, ...], stamp: Stamp) -> WorkloadEndpoint:
     return WorkloadEndpoint(
-        metadata=_metadata(node, request),
+        metadata=_metadata(node, request, stamp),
         spec=WorkloadEndpointSpec(
             orchestrator=ORCHESTRATOR,
             node=node,
@@ -195,11 +226,15 @@ def _endpoint(node: str, request: Request, made: tuple[Assignment, ...]) -> Work
     )
 
 
-def _metadata(node: str, request: Request) -> Metadata:
+def _metadata(node: str, request: Request, stamp: Stamp) -> Metadata:
+    name = _full_name(node, request.name)
     try:
         return Metadata(
-            name=_full_name(node, request.name),
+            name=name,
             namespace=request.namespace,
+            # Without these two calicoctl refuses to update it.
+            uid=str(uuid5(stamp.uid, endpoint_key(request.namespace, name))),
+            creation_timestamp=stamp.now.replace(microsecond=0),
             labels=request.labels,
             annotations={NETNS_ANNOTATION: request.netns},
         )
@@ -208,44 +243,15 @@ def _metadata(node: str, request: Request) -> Metadata:
         raise ConfigError(f"{request}: {rules}; nothing was attached") from err
 
 
-def _profile(snapshot: Snapshot, namespace: str, stamp: Stamp) -> Txn:
-    """Endpoints carry their namespace's profile from the first day, so nothing goes dark with policy."""
-    name = namespaces.profile_name(namespace)
-    if snapshot.get(Profile, name):
-        return Txn((), ())
-    return _create(keys.ResourceKey("profiles", None, name).path, namespaces.profile(namespace), stamp)
-
-
-def detach(snapshot: Snapshot, node: str, endpoint: WorkloadEndpoint) -> Txn | None:
-    """Return the transaction that removes `endpoint` and frees its addresses; None where it is gone."""
-    namespace = endpoint.metadata.namespace
-    stored = snapshot.stored(WorkloadEndpoint, endpoint.metadata.name, namespace)
-    if stored is None:
-        return None
-    key = _key(endpoint)
-    handle = _handle(node, namespace, endpoint.spec.workload)
-    view = snapshot.view(node)
-    released = []
-    for prefix in endpoint.spec.ip_networks:
-        address = prefix.network_address
-        holder = view.block_of(address)
-        if holder and address in holder.block.held_by(handle):
-            released.append((holder, block.release(holder.block, address, handle)))
-    return ipam.joined(Txn((Guard(key, stored.revision),), (Delete(key),)), ipam.release(released, handle))
-
-
 def _full_name(node: str, name: str) -> str:
     return endpoint_name(node, ORCHESTRATOR, name, INTERFACE)
 
 
-def _handle(node: str, namespace: str, name: str) -> str:
-    # A namespace has no dot, so no two workloads share a handle.
-    return f"{ORCHESTRATOR}.{namespace}.{_full_name(node, name)}"
+def endpoint_key(namespace: str, name: str) -> str:
+    """Return where the endpoint of that full name is stored."""
+    return keys.ResourceKey("workloadendpoints", namespace, name).path
 
 
-def _create(key: str, resource: Resource, stamp: Stamp) -> Txn:
-    return Txn((Guard(key, 0),), (Put(key, to_json(stamped(resource, stamp.now, uuid5(stamp.uid, key)))),))
-
-
-def _key(endpoint: WorkloadEndpoint) -> str:
-    return keys.ResourceKey("workloadendpoints", endpoint.metadata.namespace, endpoint.metadata.name).path
+def node_key(node: str) -> str:
+    """Return where the Node is stored."""
+    return keys.ResourceKey("nodes", None, node).path

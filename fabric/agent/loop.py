@@ -6,15 +6,20 @@ One loop, so that whole passes never overlap; an attach runs its own scoped pass
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
 
 from bgp.speaker.seam import Speaker, Wanted
+from fabric import logs
 from fabric.agent import ribs
+from fabric.agent.desired import joined
 from fabric.agent.host import read_host
 from fabric.agent.passes import Outcome, Passes, describe
+from fabric.agent.settings import Settings, settings
 from fabric.agent.state import State
 from fabric.config import SYSCTLS
 from fabric.errors import DataplaneError, SpeakerError
@@ -24,8 +29,8 @@ from fabric.kernel.routes import NetlinkFib
 log = structlog.get_logger()
 
 BATCH = 0.01  # seconds that events may gather before a pass
-READ_BACK = 90.0  # seconds between read-backs, each a tenth more or less
-RETRY = 1.0  # seconds before refused operations are planned again, doubling up to READ_BACK
+RETRY = 1.0  # seconds before refused operations are planned again, doubling up to LONGEST_RETRY
+LONGEST_RETRY = 90.0
 REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
 
 
@@ -39,21 +44,25 @@ class SpeakerLink:
 
 @dataclass
 class _Reading:
-    """When the kernel is read again: each READ_BACK or so, sooner when asked.
+    """When the kernel is read again: each time its period is over, sooner when asked.
 
     A large table takes long to read, and a host that changes all the time must not spend its life on it;
     so what is asked for waits until `rest` is over.
     """
 
-    due: float = 0.0
+    ended: float = -math.inf
     rest: float = 0.0
+    jitter: float = 1.0
+    asked: bool = False
 
-    def ask(self) -> None:
-        self.due = min(self.due, self.rest)
+    def due(self, every: float) -> float:
+        """Return the time of the next one, where it happens `every` so many seconds; 0: only when asked."""
+        period = self.ended + (every * self.jitter if every or self.ended == -math.inf else math.inf)
+        return min(period, self.rest) if self.asked else period
 
     def taken(self, started: float, ended: float) -> None:
-        self.rest = ended + REST * (ended - started)
-        self.due = ended + READ_BACK * random.uniform(0.9, 1.1)  # noqa: S311  spreads load, hides nothing
+        self.ended, self.rest, self.asked = ended, ended + REST * (ended - started), False
+        self.jitter = random.uniform(0.9, 1.1)  # noqa: S311  spreads load, hides nothing
 
 
 async def pass_loop(
@@ -61,25 +70,44 @@ async def pass_loop(
 ) -> None:
     """Run a whole pass whenever an input changed, what was refused is due again, or time for a read-back."""
     loop = asyncio.get_running_loop()
-    reading, retry = _Reading(), RETRY
+    reading, retry, asked = _Reading(), RETRY, Settings()
+    forwards: Mapping[str, str] = {}
     while True:
-        await _wait(state.dirty, _patience(state, reading.due - loop.time(), retry))
+        await _wait(state.dirty, _patience(state, reading.due(asked.read_back) - loop.time(), retry))
         await asyncio.sleep(BATCH)
         state.dirty.clear()
+        asked, before = settings(state.snapshot, state.node), asked
+        if asked.log_severity != before.log_severity:
+            logs.set_severity(asked.log_severity)
         if drift.is_set() or state.outcome.refused or state.fault:
-            reading.ask()
+            reading.asked = True
         started = loop.time()
-        read_back = reading.due <= started
+        read_back = reading.due(asked.read_back) <= started
         try:
             if read_back:
                 drift.clear()
                 state.host = await read_host(fib)
             outcome = await _pass(state, passes, link, read_back)
+            wanted = _forwarding(state) if asked.forwarding else {}
+            if wanted and (read_back or wanted != forwards):
+                await sysctls.set_recorded(wanted, SYSCTLS)
+            forwards = wanted
         except DataplaneError as err:
             outcome = _failed(state, err)
         if read_back:
             reading.taken(started, loop.time())
-        retry = min(retry * 2, READ_BACK) if outcome.refused or state.fault else RETRY
+        retry = min(retry * 2, LONGEST_RETRY) if outcome.refused or state.fault else RETRY
+
+
+def _forwarding(state: State) -> Mapping[str, str]:
+    """Return the sysctls that make this host a router; none before it is known whether it may be one."""
+    if not state.snapshot.revision:
+        return {}
+    wanted = {"net.ipv4.ip_forward": "1"}
+    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
+        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
+        wanted["net.ipv6.conf.all.forwarding"] = "1"
+    return wanted
 
 
 def _patience(state: State, read_back: float, retry: float) -> float:
@@ -107,22 +135,22 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     if not state.snapshot.revision:
         state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
-    in_sync = state.snapshot.in_sync and state.ribs.settled
+    in_sync = state.snapshot.whole and state.ribs.settled
     outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)
     _log_changes(outcome, state.outcome)
-    await _hand_down(link, state.desired.wanted)
+    await _hand_down(link, state.desired.wanted, whole=state.snapshot.whole)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
     if settled is not state.ribs:
         state.update(ribs=settled)  # what was held back until now may be removed by the next pass
-    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
-        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
-        await sysctls.set_recorded({"net.ipv6.conf.all.forwarding": "1"}, SYSCTLS)
     state.fault = ""
     return outcome
 
 
-async def _hand_down(link: SpeakerLink, wanted: Wanted) -> None:
+async def _hand_down(link: SpeakerLink, wanted: Wanted, *, whole: bool) -> None:
+    """Without a `whole` snapshot nothing is withdrawn: what it lacks may be what it has not heard of."""
+    if not whole and link.told:
+        wanted = joined(link.told, wanted)
     if link.speaker is None or link.told == wanted:
         return
     try:

@@ -15,8 +15,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import aclosing
-from dataclasses import replace
 
 import structlog
 
@@ -25,21 +23,19 @@ from bgp.speaker.seam import SessionChanged, Speaker
 from bgp.speaker.seam import Snapshot as SpeakerSnapshot
 from fabric import config as configuration
 from fabric import logs
-from fabric.agent import ribs, server
+from fabric.agent import datastore, ribs, server, upkeep
+from fabric.agent.datastore import Keeper
 from fabric.agent.loop import SpeakerLink, pass_loop
 from fabric.agent.passes import Passes
-from fabric.agent.snapshot import Snapshot, fold
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
-from fabric.config import SPEAKER_SOCKET, SYSCTLS
+from fabric.config import CACHE, NODE_ID, SPEAKER_SOCKET
 from fabric.errors import ConfigError, FabricError, SpeakerError
-from fabric.kernel import monitor, sysctls
+from fabric.kernel import monitor
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
-from fabric.store import sync
-from fabric.store.etcd import Etcd
-from fabric.store.keys import CALICO
-from fabric.store.kv import Changes, KeyValueStore, Listing
+from fabric.store.cache import Journal, Origin
+from fabric.store.etcd import connect
 
 log = structlog.get_logger()
 
@@ -54,15 +50,17 @@ async def run(config: configuration.Config) -> None:
             f"{configuration.CONFIG}: names no node; nothing was started; run `fabricctl node join`"
         )
     state = State(config.node)
-    kv = Etcd(configuration.required(config).etcd)
+    kv = connect(config)
     with NetlinkFib() as fib:
         passes = Passes(NetlinkLinks(), fib)
         link = SpeakerLink()
         drift = asyncio.Event()
-        await sysctls.set_recorded({"net.ipv4.ip_forward": "1"}, SYSCTLS)
+        keeper = Keeper(state, Journal(CACHE, _origin(config)))
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_follow_store(state, kv))
+                tasks.create_task(keeper.run())
+                tasks.create_task(datastore.follow(state, kv, keeper))
+                tasks.create_task(upkeep.keep_up(state, kv))
                 tasks.create_task(_follow_speaker(state, link))
                 tasks.create_task(_follow_kernel(state, drift))
                 tasks.create_task(pass_loop(state, passes, fib, link, drift))
@@ -71,31 +69,9 @@ async def run(config: configuration.Config) -> None:
             await kv.close()
 
 
-async def _follow_store(state: State, kv: KeyValueStore) -> None:
-    known_problems: dict[str, str] = {}
-    async with aclosing(sync.follow(kv, CALICO)) as events:
-        async for event in events:
-            match event:
-                case Listing(revision, items):
-                    snapshot = fold(state.snapshot, Changes(revision, puts=items))
-                    state.update(snapshot=_synced(snapshot))
-                    log.info("datastore in sync", revision=revision, keys=len(items))
-                case Changes():
-                    if state.snapshot.lost:
-                        log.info("datastore in sync again", revision=event.revision)
-                    state.update(snapshot=_synced(fold(state.snapshot, event)))
-                case sync.Lost(reason):
-                    log.warning("datastore lost; forwarding goes on as it is", error=reason)
-                    state.update(snapshot=replace(state.snapshot, lost=reason, in_sync=False))
-            for key in state.snapshot.problems.keys() - known_problems.keys():
-                log.error(
-                    "object cannot be read; treated as absent", key=key, error=state.snapshot.problems[key]
-                )
-            known_problems = dict(state.snapshot.problems)
-
-
-def _synced(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, in_sync=True, lost="")
+def _origin(config: configuration.Config) -> Origin:
+    node_id = NODE_ID.read_text(encoding="utf-8").strip() if NODE_ID.exists() else ""
+    return Origin(config.node, node_id, config.etcd)
 
 
 async def _follow_speaker(state: State, link: SpeakerLink) -> None:
@@ -141,7 +117,7 @@ def main() -> None:
     """Entry of `python -m fabric.agent`: JSON lines on stderr, exit status 1 with a reason, 0 on SIGTERM."""
     logs.configure()
     try:
-        asyncio.run(_until_signal(configuration.load()))
+        asyncio.run(_until_signal(configuration.saved()))
     except FabricError as err:
         log.error("agent cannot run", error=str(err))
         sys.exit(1)

@@ -28,6 +28,18 @@ class Scope:
     links: AbstractSet[str]
     prefixes: AbstractSet[Prefix]
 
+    def has(self, op: Op) -> bool:
+        """Whether `op` is within it."""
+        match op:
+            case links.Create(veth) | links.Repair(veth):
+                return veth.name in self.links
+            case links.Remove(name):
+                return name in self.links
+            case routes.Replace(route):
+                return route.key.prefix in self.prefixes
+            case routes.Delete(key):
+                return key.prefix in self.prefixes
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -30,6 +30,9 @@ def status(state: State) -> Json:
             "in_sync": state.snapshot.in_sync,
             "revision": state.snapshot.revision,
             "lost": state.snapshot.lost,
+            "stale_since": state.snapshot.lost_at or None,
+            "copied": state.snapshot.copied,
+            "locked": state.snapshot.locked,
         },
         "speaker": {
             "connected": state.ribs.connected,
@@ -41,6 +44,7 @@ def status(state: State) -> Json:
         "workloads": len(state.snapshot.endpoints(state.node)),
         "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
         "problems": [
+            *filter(None, [state.copy_problem, *state.upkeep_problems]),
             *(f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())),
             *(f"BGPPeer {name}: {why}" for name, why in sorted(_peer_problems(state, me).items())),
         ],

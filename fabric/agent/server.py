@@ -23,7 +23,7 @@ from fabric.errors import ConfigError, FabricError, NotFound, Taken
 log = structlog.get_logger()
 
 _STATUS = {ConfigError: 400, NotFound: 404, Taken: 409}
-_REQUEST_FIELDS = {"name", "namespace", "netns", "labels", "address"}
+_REQUEST_FIELDS = {"name", "namespace", "netns", "labels", "address", "pools"}
 
 
 async def serve(state: State, workloads: Workloads, passes: Passes, at: Path = AGENT_SOCKET) -> None:
@@ -112,11 +112,14 @@ def _attach_request(body: Any) -> Request:
             labels = body.get("labels") or {}
             if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
                 raise ConfigError('attach: "labels" must map names to texts; nothing was attached')
-            return Request(name, namespace, netns, labels, _address(body.get("address")))
+            pools = body.get("pools") or []
+            if not isinstance(pools, list) or not all(isinstance(pool, str) for pool in pools):
+                raise ConfigError('attach: "pools" must be a list of names or prefixes; nothing was attached')
+            return Request(name, namespace, netns, labels, _address(body.get("address")), tuple(pools))
         case _:
             raise ConfigError(
-                'attach: the body must have "name", "namespace" and "netns", texts, and may have "labels" and '
-                '"address"; nothing was attached'
+                'attach: the body must have "name", "namespace" and "netns", texts, and may have "labels", '
+                '"address" and "pools"; nothing was attached'
             )
 
 

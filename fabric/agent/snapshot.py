@@ -9,21 +9,27 @@ stop the others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fabric.errors import ConfigError
 from fabric.ipam import block as blocks
-from fabric.ipam.assign import Stored as StoredBlock
-from fabric.ipam.assign import View
+from fabric.ipam import config as ipam_config
+from fabric.ipam import view as ipam_view
+from fabric.ipam.block import Block, Owner
+from fabric.ipam.config import IPAMConfig
 from fabric.ipam.types import Prefix
-from fabric.model import kinds, wire
+from fabric.ipam.view import MAX_HOST_BITS, Affinity, Handle, View
+from fabric.ipam.view import Stored as StoredBlock
+from fabric.model import kinds, namespaces, wire
 from fabric.model.base import Resource
 from fabric.model.bgp import BGPConfiguration, BGPPeer
+from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.ippool import IPPool
+from fabric.model.ipreservation import IPReservation
 from fabric.model.node import Node
+from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store import keys
 from fabric.store.kv import Changes, KeyValue, Put, Txn
@@ -47,17 +53,22 @@ class Snapshot:
 
     `seen` has the newest revision of each key, `deleted` that of each key removed since: it is forgotten
     once the watch has passed it. `lost` says why the watch is broken, "" while it is not; the rest then
-    stands as it was.
+    stands as it was at `lost_at`, seconds of the Unix epoch. `copied` says that it was not read from etcd
+    but from this node's copy on disk.
     """
 
     revision: int = 0
     in_sync: bool = False
     lost: str = ""
+    lost_at: float = 0.0
+    copied: bool = False
     seen: Mapping[str, int] = field(default_factory=dict)
     deleted: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[keys.ResourceKey, Stored] = field(default_factory=dict)
     blocks: Mapping[Prefix, StoredBlock] = field(default_factory=dict)
-    affinities: Mapping[keys.AffinityKey, tuple[bool, int]] = field(default_factory=dict)
+    affinities: Mapping[tuple[str, Prefix], Affinity] = field(default_factory=dict)
+    handles: Mapping[str, Handle] = field(default_factory=dict)
+    ipam_config: IPAMConfig = field(default_factory=IPAMConfig)
     problems: Mapping[str, str] = field(default_factory=dict)
 
     def all(self, kind: type[R]) -> tuple[R, ...]:
@@ -78,15 +89,60 @@ class Snapshot:
         return tuple(e for e in self.all(WorkloadEndpoint) if e.spec.node == node)
 
     def view(self, node: str) -> View:
-        """Return what IPAM decides on for `node`."""
+        """Return what IPAM decides on for `node`.
+
+        Of what cannot be read, it is known that it is there: such a block is full and another's, and a record
+        says nothing yet has the revision that a write in its place is guarded by.
+        """
         me = self.get(Node, node)
+        unread = {parsed: self.seen[key] for key in self.problems if (parsed := keys.parse(key))}
+        closed = {key.prefix: revision for key, revision in unread.items() if isinstance(key, keys.BlockKey)}
+        records = {
+            (key.node, key.prefix): Affinity("unreadable", revision)
+            for key, revision in unread.items()
+            if isinstance(key, keys.AffinityKey)
+        }
+        handles = {
+            key.id: Handle({}, revision)
+            for key, revision in unread.items()
+            if isinstance(key, keys.HandleKey)
+        }
+        affinities = {**self.affinities, **records} if records else self.affinities
+        if closed:
+            affinities = {key: record for key, record in affinities.items() if key[1] not in closed}
         return View(
             node=node,
             labels=me.metadata.labels if me else {},
             pools=self.all(IPPool),
-            blocks=self.blocks,
-            affinities={key.prefix: state for key, state in self.affinities.items() if key.node == node},
+            blocks={**self.blocks, **_closed(closed)} if closed else self.blocks,
+            affinities=affinities,
+            reserved=tuple(net for r in self.all(IPReservation) for net in r.spec.reserved_cidrs),
+            config=self.ipam_config,
+            handles={**self.handles, **handles} if handles else self.handles,
         )
+
+    def namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        """Return the labels of a namespace, which its profile hands on to endpoints."""
+        profile = self.get(Profile, namespaces.profile_name(namespace))
+        labels = profile.spec.labels_to_apply if profile else {}
+        return {key.removeprefix("pcns."): v for key, v in labels.items() if key.startswith("pcns.")}
+
+    @property
+    def cluster(self) -> str:
+        """The identity of the cluster, "" where it has none."""
+        found = self.get(ClusterInformation, "default")
+        return found.spec.cluster_guid if found else ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether the datastore is being migrated: agents wait, and change nothing (Calico's lock)."""
+        found = self.get(ClusterInformation, "default")
+        return found is not None and found.spec.datastore_ready is False
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is not in it is not wanted; else nothing may be removed for the lack of it."""
+        return self.in_sync and not self.locked
 
     def bgp_configuration(self) -> BGPConfiguration | None:
         return self.get(BGPConfiguration, "default")
@@ -109,10 +165,24 @@ def fold(snapshot: Snapshot, changes: Changes, *, watched: bool = True) -> Snaps
         if changes.revision >= edit.newest(key):
             edit.delete(key, changes.revision)
     for item in changes.puts:
+        if changes.present is None and edit.has(item):
+            continue  # our own write, told again by the watch
         # By the event's revision: a listing's item may be older, and is still how the key stands by then.
         if changes.revision >= edit.newest(item.key):
             edit.put(item)
     return edit.done(changes.revision if watched else snapshot.revision)
+
+
+def _closed(unread: Mapping[Prefix, int]) -> dict[Prefix, StoredBlock]:
+    """Stand-ins for blocks that cannot be read. A prefix larger than any block is in nobody's way."""
+    holder = Owner("(its block cannot be read)")
+    return {
+        prefix: StoredBlock(
+            Block(prefix, "unreadable:", "", (holder,) * prefix.num_addresses, free=(), sequence=0), revision
+        )
+        for prefix, revision in unread.items()
+        if prefix.max_prefixlen - prefix.prefixlen <= MAX_HOST_BITS
+    }
 
 
 def written(txn: Txn, revision: int) -> Changes:
@@ -134,10 +204,15 @@ class _Edit:
         self._resources = dict(snapshot.resources)
         self._blocks = dict(snapshot.blocks)
         self._affinities = dict(snapshot.affinities)
+        self._handles = dict(snapshot.handles)
+        self._ipam_config = snapshot.ipam_config
         self._problems = dict(snapshot.problems)
 
     def newest(self, key: str) -> int:
         return self._seen.get(key) or self._deleted.get(key, 0)
+
+    def has(self, item: KeyValue) -> bool:
+        return self._seen.get(item.key) == item.revision
 
     def put(self, item: KeyValue) -> None:
         self._forget(item.key)
@@ -153,8 +228,12 @@ class _Edit:
                 self._resources[key] = Stored(wire.from_json(item.value), item.revision)
             case keys.BlockKey(prefix):
                 self._blocks[prefix] = StoredBlock(blocks.from_json(item.value), item.revision)
-            case keys.AffinityKey() as key:
-                self._affinities[key] = (_confirmed(item.value), item.revision)
+            case keys.AffinityKey(node, prefix):
+                self._affinities[node, prefix] = ipam_view.affinity_from_json(item.value, item.revision)
+            case keys.HandleKey(handle):
+                self._handles[handle] = ipam_view.handle_from_json(item.value, item.revision)
+            case None if item.key == keys.IPAM_CONFIG:
+                self._ipam_config = ipam_config.from_json(item.value)
 
     def delete(self, key: str, revision: int) -> None:
         self._forget(key)
@@ -169,8 +248,12 @@ class _Edit:
                 self._resources.pop(parsed, None)
             case keys.BlockKey(prefix):
                 self._blocks.pop(prefix, None)
-            case keys.AffinityKey() as parsed:
-                self._affinities.pop(parsed, None)
+            case keys.AffinityKey(node, prefix):
+                self._affinities.pop((node, prefix), None)
+            case keys.HandleKey(handle):
+                self._handles.pop(handle, None)
+            case None if key == keys.IPAM_CONFIG:
+                self._ipam_config = IPAMConfig()
 
     def done(self, revision: int) -> Snapshot:
         return replace(
@@ -181,14 +264,7 @@ class _Edit:
             resources=self._resources,
             blocks=self._blocks,
             affinities=self._affinities,
+            handles=self._handles,
+            ipam_config=self._ipam_config,
             problems=self._problems,
         )
-
-
-def _confirmed(value: str) -> bool:
-    """An affinity with no state is an old one and counts as confirmed (calico-semantics §5)."""
-    try:
-        document = json.loads(value)
-        return document.get("state", "confirmed") in {"", "confirmed"} and not document.get("deleted")
-    except (ValueError, AttributeError) as err:
-        raise ConfigError(f"stored affinity: not readable: {err}") from err

@@ -16,7 +16,8 @@ from fabric.agent.snapshot import Snapshot
 class State:
     """What this node knows, and what it last made of it.
 
-    `fault` is why the last pass could not be completed, "" where it was.
+    `fault` is why the last pass could not be completed, "" where it was; `copy_problem` why there is no copy
+    of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node.
 
     `snapshot`, `ribs` and `host` change only through `update`, which wakes the pass loop and everyone
     who waits in `until`.
@@ -29,6 +30,8 @@ class State:
     desired: Desired = field(default_factory=Desired)
     outcome: Outcome = field(default_factory=Outcome)
     fault: str = ""
+    copy_problem: str = ""
+    upkeep_problems: tuple[str, ...] = ()
     passes: int = 0
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,7 +60,7 @@ class State:
     @property
     def ready(self) -> bool:
         """The datastore is in sync, the speaker answers, and one whole pass went through since."""
-        return self.snapshot.in_sync and self.ribs.connected and self.passes > 0
+        return self.snapshot.whole and self.ribs.connected and self.passes > 0
 
     async def until(self, predicate: Callable[[], bool]) -> None:
         """Return once `predicate` holds; it is looked at after each change."""

@@ -1,19 +1,30 @@
-"""Attach and detach workloads: one transaction in etcd, then the ordinary pass scoped to the endpoint."""
+"""Attach and detach workloads: one transaction in etcd, then the ordinary pass scoped to the endpoint.
+
+Both steps are taken in turns (`fabric.agent.turns`): what waits while a transaction is under way shares
+the next one, and what waits for a pass shares that. In between, the next transaction is under way already.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 
+from fabric.agent import batch as batches
 from fabric.agent import endpoint as endpoints
+from fabric.agent.batch import Batch, Removal
 from fabric.agent.endpoint import Request, Stamp
-from fabric.agent.passes import Outcome, Passes, Scope
+from fabric.agent.passes import Passes, Scope
 from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
+from fabric.agent.turns import Asked, Turns
 from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
 from fabric.kernel.threads import is_network_namespace
 from fabric.model.workloadendpoint import WorkloadEndpoint
@@ -22,15 +33,30 @@ from fabric.store.kv import KeyValueStore, Txn
 log = structlog.get_logger()
 
 ATTEMPTS = 20  # lost races before giving up; each waits for the watch to show what won
+TOGETHER = 2  # of them with the whole batch: what loses a race without end then loses it alone
 CATCH_UP = 2.0  # seconds the watch is given to show it
+AT_ONCE = 16  # endpoints of one pass at most, so that the first of a crowd is not answered with the last
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An endpoint that stands in the datastore; `fresh` says that it was not there before."""
+
+    endpoint: WorkloadEndpoint
+    fresh: bool
+
+
+Question: TypeAlias = Request | Removal
+Asking: TypeAlias = "Asked[Question, Stored]"
 
 
 class Workloads:
-    """Attach and detach on this node; one allocation at a time, so that the snapshot it read is its own."""
+    """Attach and detach on this node; one transaction at a time, so that the snapshot it read is its own."""
 
     def __init__(self, state: State, kv: KeyValueStore, passes: Passes) -> None:
         self._state, self._kv, self._passes = state, kv, passes
-        self._lock = asyncio.Lock()
+        self._store: Turns[Question, Stored] = Turns(self._decide)
+        self._kernel: Turns[WorkloadEndpoint, DataplaneError | None] = Turns(self._bring_in)
 
     async def attach(self, request: Request) -> WorkloadEndpoint:
         """Return the endpoint once its link, route and neighbour entries are in.
@@ -42,45 +68,38 @@ class Workloads:
             ConfigError: a bad name, or a path that is no network namespace; nothing was changed.
             Taken: the name has another namespace, or the address another holder; nothing was changed.
             Exhausted: no address is free.
+            NotInSync: the datastore is not in sync, or locked; nothing was attached.
             StoreError: etcd did not answer; nothing was attached.
             DataplaneError: the kernel refused.
         """
         endpoints.check(request)
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
-        async with self._lock:
-            endpoint, allocated = await self._allocate(request)
-        if refused := await self._refusal(endpoint):
-            if not allocated:
+        stored = await self._store.ask(request)
+        if refused := await self._kernel.ask(stored.endpoint):
+            if not stored.fresh:
                 raise DataplaneError(
                     f"{request}: {refused.what}",
                     refused.code,
                     "it was attached before, and the next pass retries",
                 )
-            await self._undo(endpoint, refused)
-        return endpoint
+            await self._undo(request, stored.endpoint, refused)
+        return stored.endpoint
 
     async def detach(self, namespace: str, name: str) -> WorkloadEndpoint:
         """Release the address and remove the link; return the endpoint as it was.
 
         Raises:
             NotFound: no such workload on this node.
+            NotInSync: the datastore is locked; nothing was removed.
             StoreError: etcd did not answer; the message says whether that is known to have changed nothing.
         """
-        async with self._lock:
-            endpoint = endpoints.find(self._state.snapshot, self._state.node, namespace, name)
-            if endpoint is None:
-                raise NotFound(
-                    f"workload {namespace}/{name}: not on node {self._state.node}; nothing was removed"
-                )
-            await self._remove(endpoint)
-            # Still under the lock: the address must not be given to another before its route is gone.
-            refused = await self._refusal(endpoint)
-        if refused:
-            log.warning("not removed from the kernel yet; the next pass retries", error=str(refused))
-        return endpoint
+        removal = Removal(name, namespace)
+        self._refuse_locked(f"{removal}: nothing was removed")
+        return (await self._store.ask(removal)).endpoint
 
     def _require_sync(self, request: Request) -> None:
+        self._refuse_locked(f"{request}: nothing was attached")
         if not self._state.snapshot.in_sync:
             why = self._state.snapshot.lost or "the first listing has not ended"
             raise NotInSync(
@@ -88,45 +107,80 @@ class Workloads:
                 "try again when `fabricctl node status` is ready"
             )
 
-    async def _allocate(self, request: Request) -> tuple[WorkloadEndpoint, bool]:
-        """Return the endpoint, and whether this call made it."""
-        state = self._state
-        for _ in range(ATTEMPTS):
-            # Each time: the write that won may be our own, of an attempt whose answer was lost.
-            if existing := endpoints.existing(state.snapshot, state.node, request):
-                return existing, False
-            endpoint, txn = endpoints.attach(
-                state.snapshot, state.node, request, Stamp(datetime.now(UTC), uuid.uuid4())
+    def _refuse_locked(self, what: str) -> None:
+        if self._state.snapshot.locked:
+            raise NotInSync(
+                f"{what}: the datastore is locked for a migration (ClusterInformation default: datastoreReady is "
+                "false); try again when it is unlocked"
             )
-            try:
-                await self._commit(txn)
-            except Conflict as err:
-                log.info("allocation lost a race", workload=request.name, error=str(err))
-                await self._catch_up(txn)
-                continue
-            except StoreError as err:
-                raise StoreError(
-                    f"{request}: not attached so far: {err}; ask again when `fabricctl node status` is ready: what was "
-                    "written then counts, and nothing is done twice"
-                ) from err
-            return endpoint, True
-        raise StoreError(f"{request}: lost {ATTEMPTS} races for an address; nothing was attached; try again")
 
-    async def _remove(self, endpoint: WorkloadEndpoint) -> None:
-        for _ in range(ATTEMPTS):
-            txn = endpoints.detach(self._state.snapshot, self._state.node, endpoint)
-            if txn is None:
-                return
+    async def _decide(self, waiting: Sequence[Asking]) -> None:
+        """Answer those at the head of the queue that may share a transaction."""
+        together = _alike(waiting)
+        if isinstance(together[0].question, Removal):
+            await self._remove(together)
+        else:
+            await self._allocate(together)
+
+    async def _allocate(self, asking: Sequence[Asking]) -> None:
+        for asked, endpoint in await self._store_all(asking):
+            asked.give(Stored(endpoint, fresh=True))
+
+    async def _remove(self, asking: Sequence[Asking]) -> None:
+        removed = await self._store_all(asking)
+        # Within the turn: an address must not be given to another before its route is gone.
+        refused = await asyncio.gather(*(self._kernel.ask(endpoint) for _, endpoint in removed))
+        for err in filter(None, refused):
+            log.warning("not removed from the kernel yet; the next pass retries", error=str(err))
+        for asked, endpoint in removed:
+            asked.give(Stored(endpoint, fresh=False))
+
+    async def _store_all(self, asking: Sequence[Asking]) -> list[tuple[Asking, WorkloadEndpoint]]:
+        """Store what `asking` come to, and return that; who is served or refused without a write has the answer.
+
+        One that spoils the transaction spoils it for the others twice, and then for itself alone.
+        """
+        doomed: Sequence[Asking] = ()
+        for attempt in range(ATTEMPTS):
+            # Each time: the write that won may be our own, of an attempt whose answer was lost.
+            batch = self._decided([asked.question for asked in asking])
+            for place, err in batch.refused.items():
+                asking[place].fail(err)
+            for place, endpoint in batch.there.items():
+                asking[place].give(Stored(endpoint, fresh=False))
+            made = [(asking[place], endpoint) for place, endpoint in batch.made.items()]
+            if not made:
+                return []
+            asking = [asked for asked, _ in made]
             try:
-                await self._commit(txn)
+                await self._commit(batch.txn)
+                return made
             except Conflict as err:
-                log.info("release lost a race", endpoint=endpoint.metadata.name, error=str(err))
-                await self._catch_up(txn)
-                continue
-            return
-        raise StoreError(
-            f"endpoint {endpoint.metadata.name}: lost {ATTEMPTS} races; it is still attached; try again"
+                log.info("lost a race", workloads=len(asking), error=str(err))
+                await self._catch_up(batch.txn)
+                asking = asking if attempt + 1 < TOGETHER else asking[:1]
+            except StoreError as err:
+                doomed = doomed or asking
+                if len(asking) == 1:
+                    for asked in doomed:
+                        asked.fail(_not_stored(asked.question, err))
+                    return []
+                asking = asking[:1]
+        asking[0].fail(
+            StoreError(
+                f"{asking[0].question}: lost {ATTEMPTS} races against other writers; "
+                f"{_unchanged(asking[0].question)}; try again"
+            )
         )
+        return []
+
+    def _decided(self, questions: Sequence[Question]) -> Batch:
+        state, now = self._state, datetime.now(UTC)
+        requests = [q for q in questions if isinstance(q, Request)]
+        if requests:
+            return batches.attach(state.snapshot, state.node, requests, Stamp(now, uuid.uuid4()))
+        removals = [q for q in questions if isinstance(q, Removal)]
+        return batches.detach(state.snapshot, state.node, removals, now)
 
     async def _commit(self, txn: Txn) -> None:
         """Commit, and read our own write: the next decision is made on it."""
@@ -146,34 +200,65 @@ class Workloads:
         except TimeoutError:
             log.info("the watch has not shown who won", revision=self._state.snapshot.revision)
 
-    async def _refusal(self, endpoint: WorkloadEndpoint) -> DataplaneError | None:
-        """Run the pass of `endpoint`; return the first thing the kernel refused of it."""
+    async def _bring_in(self, waiting: Sequence[Asked[WorkloadEndpoint, DataplaneError | None]]) -> None:
+        """Run one pass for those at the head of the queue; answer each with the first refusal that is its own."""
+        asking = waiting[:AT_ONCE]
+        scopes = [_scope(asked.question) for asked in asking]
+        scope = Scope(
+            frozenset().union(*(s.links for s in scopes)), frozenset().union(*(s.prefixes for s in scopes))
+        )
         try:
-            outcome = await self._pass(endpoint)
+            outcome = await self._passes.run(self._state.compute, in_sync=True, scope=scope)
         except DataplaneError as err:  # the kernel could not even be read
-            return err
-        return next(iter(outcome.refused.values()), None)
+            for asked in asking:
+                asked.give(err)
+            return
+        for asked, own in zip(asking, scopes, strict=True):
+            asked.give(next((err for op, err in outcome.refused.items() if own.has(op)), None))
 
-    async def _pass(self, endpoint: WorkloadEndpoint) -> Outcome:
-        scope = Scope(frozenset({endpoint.spec.interface_name or ""}), frozenset(endpoint.spec.ip_networks))
-        return await self._passes.run(self._state.compute, in_sync=True, scope=scope)
-
-    async def _undo(self, endpoint: WorkloadEndpoint, refused: DataplaneError) -> None:
-        name = f"{endpoint.metadata.namespace}/{endpoint.spec.workload}"
+    async def _undo(self, request: Request, endpoint: WorkloadEndpoint, refused: DataplaneError) -> None:
         try:
-            async with self._lock:
-                await self._remove(endpoint)
-                await self._refusal(endpoint)  # what is left in the kernel, the next whole pass removes
+            with suppress(NotFound):  # somebody else has removed it
+                # What is left in the kernel, the next whole pass removes.
+                await self._store.ask(Removal(request.name, request.namespace, endpoint.metadata.uid))
         except StoreError as err:
             raise FabricError(
-                f"workload {name}: {refused}; its allocation could not be undone either ({err}) and will be tried "
+                f"{request}: {refused}; its allocation could not be undone either ({err}) and will be tried "
                 f"again by each pass; remove it with `fabricctl workload del` when etcd answers"
             ) from refused
         raise DataplaneError(
-            f"workload {name}: {refused.what}",
+            f"{request}: {refused.what}",
             refused.code,
             f"{refused.hint}; nothing was attached".lstrip("; "),
         ) from refused
+
+
+def _alike(waiting: Sequence[Asking]) -> Sequence[Asking]:
+    """Return those at the head of the queue that may share a transaction: of one kind, of different names."""
+    kind, names = type(waiting[0].question), set()
+    for place, asked in enumerate(waiting):
+        name = (asked.question.namespace, asked.question.name)
+        if type(asked.question) is not kind or name in names:
+            return waiting[:place]
+        names.add(name)
+    return waiting
+
+
+def _not_stored(question: Question, err: StoreError) -> StoreError:
+    if isinstance(question, Removal):
+        return StoreError(f"{question}: {err}")
+    return StoreError(
+        f"{question}: not attached so far: {err}; ask again when `fabricctl node status` is ready: what was "
+        "written then counts, and nothing is done twice"
+    )
+
+
+def _unchanged(question: Question) -> str:
+    return "it is still attached" if isinstance(question, Removal) else "nothing was attached"
+
+
+def _scope(endpoint: WorkloadEndpoint) -> Scope:
+    return Scope(frozenset({endpoint.spec.interface_name or ""}), frozenset(endpoint.spec.ip_networks))
 
 
 def _check_netns(request: Request) -> None:

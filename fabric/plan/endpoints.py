@@ -12,9 +12,26 @@ from fabric.plan.routes import NextHop, Route, RouteKey
 NETNS_ANNOTATION = "fabricctl.io/netns"  # where the container is on its node; Calico has no field for it
 
 
+ORCHESTRATOR = "fabricctl"
+
+
 def endpoint_name(node: str, orchestrator: str, workload: str, interface: str) -> str:
     """Return the resource's name, each part's "-" doubled so that no two endpoints share one."""
     return "-".join(part.replace("-", "--") for part in (node, orchestrator, workload, interface))
+
+
+def handle_of(namespace: str, endpoint: str) -> str:
+    """Return the IPAM handle of the endpoint of that full name; no two share one, as a namespace has no dot."""
+    return f"{ORCHESTRATOR}.{namespace}.{endpoint}"
+
+
+def is_handle_of(node: str, handle: str) -> bool:
+    """Whether `handle` is of an endpoint that was attached on `node` by us."""
+    orchestrator, _, rest = handle.partition(".")
+    endpoint = rest.partition(".")[2]
+    return orchestrator == ORCHESTRATOR and endpoint.startswith(
+        endpoint_name(node, ORCHESTRATOR, "", "").removesuffix("-")
+    )
 
 
 def veth(endpoint: WorkloadEndpoint, mtu: int) -> Veth | None:

@@ -35,15 +35,16 @@ Samples = Mapping[str, Sequence[float]]
 def measure(rounds: int) -> tuple[Samples, Samples]:
     """Return the samples of the rounds on the node, and those of the stages on its twin."""
     with ExitStack() as owned:
-        lab = _lab(owned)
+        lab = bench_lab(owned)
         lab.exec("node", ["fabricctl", "node", "join", "--name", "node", "--etcd", ETCD, "--pool", POOL])
         return (
-            _inside(lab, "node", "tests.bench.rounds", ETCD, rounds, min(rounds, MOST_CLI_ROUNDS)),
-            _inside(lab, "twin", "tests.bench.stages", ETCD_OF_TWIN, rounds),
+            inside(lab, "node", "tests.bench.rounds", ETCD, rounds, min(rounds, MOST_CLI_ROUNDS)),
+            inside(lab, "twin", "tests.bench.stages", ETCD_OF_TWIN, rounds),
         )
 
 
-def _lab(owned: ExitStack) -> Lab:
+def bench_lab(owned: ExitStack) -> Lab:
+    """Return the benchmarks' lab, up; `owned` takes it down."""
     lab = Lab.load(FILE)
     if not lab.up():
         raise LabError(
@@ -54,7 +55,8 @@ def _lab(owned: ExitStack) -> Lab:
     return lab
 
 
-def _inside(lab: Lab, node: str, module: str, *arguments: object) -> Samples:
+def inside(lab: Lab, node: str, module: str, *arguments: object) -> Samples:
+    """Run a module of the benchmarks in a node of the lab; return what it prints."""
     argv = ["env", f"--chdir={ROOT}", sys.executable, "-m", module, *map(str, arguments)]
     samples: Samples = json.loads(lab.exec(node, argv, timeout=TIMEOUT).stdout)
     return samples

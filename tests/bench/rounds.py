@@ -163,7 +163,7 @@ class Bench:
         return self._made, path
 
     def _measure(self, name: str, work: Callable[[], None], *, keep: bool) -> None:
-        before = self._proposals()
+        before = proposals(self._etcd)
         self._quiet()
         started = time.perf_counter()
         work()
@@ -171,14 +171,7 @@ class Bench:
         self._quiet()
         if keep:
             self.samples[name].append(taken)
-            self.samples[f"transactions, {name}"].append(self._proposals() - before)
-
-    def _proposals(self) -> float:
-        """Return how many changes etcd has put through consensus, refused transactions included."""
-        with urlopen(f"http://{self._etcd}/metrics", timeout=5) as answer:
-            found = PROPOSALS.search(answer.read().decode())
-        assert found, "etcd does not say how many proposals it committed"
-        return float(found[1])
+            self.samples[f"transactions, {name}"].append(proposals(self._etcd) - before)
 
     def _quiet(self) -> None:
         """Wait until the agent's event loop has hardly run for a while."""
@@ -197,6 +190,14 @@ class Bench:
             return int(self._schedstat.read_text().split()[0]) / 1e9
         except (FileNotFoundError, ProcessLookupError) as err:
             raise AgentError("agent: ended during the benchmark; the run was given up") from err
+
+
+def proposals(etcd: str) -> float:
+    """Return how many changes etcd has put through consensus, refused transactions included."""
+    with urlopen(f"http://{etcd}/metrics", timeout=5) as answer:
+        found = PROPOSALS.search(answer.read().decode())
+    assert found, "etcd does not say how many proposals it committed"
+    return float(found[1])
 
 
 def _agent_pid() -> int:

@@ -33,7 +33,7 @@ from fabric.kernel.threads import new_namespace
 from fabric.model.base import Metadata
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.ops.resources import create_if_absent
+from fabric.ops.change import create_if_absent
 from fabric.plan.links import Veth
 from fabric.plan.routes import Route
 from fabric.store.etcd import Etcd

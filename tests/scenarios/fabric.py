@@ -282,6 +282,16 @@ class Fabric:
             pids.append(str(found[0]))
         self.run(node, "kill", "-9", *pids)
 
+    @contextmanager
+    def frozen_etcd(self) -> Iterator[None]:
+        """etcd accepts connections and answers nothing until the block ends."""
+        (pid,) = self.pids("etcd", "^etcd ")
+        self.run("etcd", "kill", "-STOP", str(pid))
+        try:
+            yield
+        finally:
+            self.run("etcd", "kill", "-CONT", str(pid))
+
     # Traffic
 
     @contextmanager

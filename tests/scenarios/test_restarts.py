@@ -261,22 +261,11 @@ def test_a_killed_supervisor_takes_all_with_it_and_a_join_brings_all_back(fabric
     assert picture(fabric) == before
 
 
-@contextmanager
-def frozen_etcd(fabric: Fabric) -> Iterator[None]:
-    """etcd accepts connections and answers nothing."""
-    (pid,) = fabric.pids("etcd", "^etcd ")
-    fabric.run("etcd", "kill", "-STOP", str(pid))
-    try:
-        yield
-    finally:
-        fabric.run("etcd", "kill", "-CONT", str(pid))
-
-
 def test_without_etcd_all_forwards_and_an_attach_is_refused(plain: Fabric) -> None:
     before, started = picture(plain), since(plain)
     path = plain.netns("node1", "late")
     add = ("workload", "add", "late", "--netns", path)
-    with frozen_etcd(plain):
+    with plain.frozen_etcd():
         at_once = plain.refused("node1", *add)
         until(lambda: not in_sync(plain))
         later = plain.refused("node1", *add)

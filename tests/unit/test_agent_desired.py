@@ -1,6 +1,7 @@
 """What a node should have, from whole situations."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from bgp.rib import Announcement, Path
 from bgp.speaker.seam import Wanted
-from fabric.agent.desired import DEFAULT_ROUTE_ANNOTATION, Desired, Host, desire
+from fabric.agent.desired import DEFAULT_ROUTE_ANNOTATION, Desired, Host, desire, joined
 from fabric.agent.loc_rib import LocRib
 from fabric.agent.ribs import Ribs
 from fabric.agent.snapshot import Snapshot, fold
 from fabric.ipam import block as blocks
+from fabric.ipam.view import AFFINITY_CONFIRMED
 from fabric.model.base import Resource
 from fabric.model.bgp import BGPPeer
 from fabric.model.node import Node
@@ -22,7 +24,7 @@ from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops.resources import key_of
 from fabric.plan.endpoints import NETNS_ANNOTATION
 from fabric.plan.routes import NextHop, Route, RouteKey
-from fabric.store import ipam, keys
+from fabric.store import keys
 from fabric.store.kv import Changes, KeyValue
 from tests.fakes.node import pool
 
@@ -85,8 +87,11 @@ def store(*resources: Resource, block: bool = True) -> Snapshot:
     puts = [(key_of(r), to_json(r)) for r in resources]
     if block:
         puts += [
-            (keys.BlockKey(OWN).path, blocks.to_json(blocks.new(OWN, "n1", 1, ""))),
-            (keys.AffinityKey("n1", OWN).path, ipam.CONFIRMED),
+            (
+                keys.BlockKey(OWN).path,
+                blocks.to_json(blocks.new(OWN, "n1", datetime(2026, 11, 21, tzinfo=UTC))),
+            ),
+            (keys.AffinityKey("n1", OWN).path, AFFINITY_CONFIRMED),
         ]
     return fold(Snapshot(), Changes(1, tuple(KeyValue(key, value, 1) for key, value in puts)))
 
@@ -208,6 +213,20 @@ def test_without_its_node_resource_it_takes_no_part_in_bgp_but_containers_keep_t
 def test_an_empty_datastore_wants_nothing() -> None:
     desired = desire("n1", Snapshot(), Ribs(), Host(), LocRib())
     assert (desired.links, desired.routes, desired.wanted) == ({}, {}, Wanted())
+
+
+def test_what_was_told_stands_beside_what_is_wanted_now_and_gives_way_prefix_by_prefix() -> None:
+    one, other = sorted(made(node(), POOL, *TORS).wanted.sessions, key=lambda s: str(s.peer))
+    first, second = (ip_network(text) for text in ("10.244.1.0/26", "10.244.2.0/26"))
+    told = Wanted(frozenset({one}), {one.peer: frozenset({Announcement(first), Announcement(second)})})
+    now = Announcement(first, next_hop=ip_address("192.0.2.99"))
+    wanted = Wanted(
+        frozenset({replace(one, port=1790), other}), {one.peer: frozenset({now}), other.peer: frozenset()}
+    )
+    both = joined(told, wanted)
+    assert both.sessions == {one, other}
+    assert both.announce == {one.peer: {now, Announcement(second)}, other.peer: frozenset()}
+    assert joined(told, Wanted()) == told
 
 
 SITUATIONS = [

@@ -102,6 +102,8 @@ async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "labels": {"a": 1}}, id="a number label"),
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "address": "ten"}, id="no address"),
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "address": 167772165}, id="a number"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "pools": "a"}, id="pools are a text"),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "pools": [1]}, id="a number for a pool"),
     ],
 )
 async def test_a_bad_body_is_the_callers_mistake(tmp_path: Path, body: object) -> None:

@@ -1,5 +1,6 @@
 """How keys become a snapshot, and which of two reports of one key wins."""
 
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from itertools import permutations
 
@@ -146,12 +147,13 @@ def test_only_a_confirmed_affinity_counts_and_one_without_a_state_is_an_old_one(
     value: str, confirmed: bool
 ) -> None:
     snapshot = fold(Snapshot(), heard(5, (AFFINITY, value)))
-    assert snapshot.view("n1").affinities == {PREFIX: (confirmed, 5)}
-    assert snapshot.view("n2").affinities == {}
+    assert snapshot.affinities["n1", PREFIX].revision == 5
+    assert snapshot.view("n1").confirmed(PREFIX) == confirmed
+    assert not snapshot.view("n2").confirmed(PREFIX)
 
 
 def test_blocks_come_with_the_revision_a_write_is_guarded_by() -> None:
-    block = blocks.new(PREFIX, "n1", 1, "")
+    block = blocks.new(PREFIX, "n1", datetime(2026, 11, 21, tzinfo=UTC))
     snapshot = fold(Snapshot(), heard(5, (BLOCK, blocks.to_json(block))))
     assert (snapshot.blocks[PREFIX].block, snapshot.blocks[PREFIX].revision) == (block, 5)
     assert fold(snapshot, heard(6, deletes=(BLOCK,))).blocks == {}

@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from itertools import combinations
 
 import pytest
 
+from fabric.agent import report, upkeep
 from fabric.agent.endpoint import Request
 from fabric.agent.workloads import ATTEMPTS
 from fabric.errors import (
@@ -19,7 +21,11 @@ from fabric.errors import (
     StoreError,
     Taken,
 )
+from fabric.ipam import config as ipam_config
 from fabric.ipam.assign import walk
+from fabric.ipam.config import IPAMConfig
+from fabric.model.ipreservation import IPReservation
+from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan.links import host_name
 from fabric.plan.routes import NextHop, Route, RouteKey
@@ -248,15 +254,103 @@ async def test_a_detach_whose_answer_was_lost_is_done_when_asked_again() -> None
         await nothing_is_attached(node)
 
 
-async def test_a_hundred_at_once_get_a_hundred_addresses_in_a_hundred_transactions() -> None:
+async def test_a_hundred_at_once_get_a_hundred_addresses_and_share_transactions() -> None:
     async with running(kv := await etcd()) as node:
-        before = kv.revision
         found = await asyncio.gather(*(node.workloads.attach(request(f"w{n}", n)) for n in range(100)))
         assert len({address for endpoint in found for address in addresses(endpoint)}) == 100
         assert len(node.links.links) == 100
-        assert kv.revision == before + 100
+        assert kv.commits < 50
         await asyncio.gather(*(node.workloads.detach("default", f"w{n}") for n in range(100)))
         await nothing_is_attached(node)
+        assert kv.commits < 100
+
+
+async def test_one_that_cannot_be_served_fails_alone() -> None:
+    async with running(await etcd()) as node:
+        await node.workloads.attach(request("first", 9, address=ip_address("10.0.0.5")))
+        asked = [
+            request("good"),
+            request("taken", 1, address=ip_address("10.0.0.5")),
+            request("outside", 2, address=ip_address("192.0.2.1")),
+            request("labelled", 3, labels={"no good": "x"}),
+            request("pooled", 4, pools=("nowhere",)),
+            request("fine", 5),
+        ]
+        found = await asyncio.gather(*map(node.workloads.attach, asked), return_exceptions=True)
+        assert [type(answer) for answer in found] == [
+            WorkloadEndpoint,
+            Taken,
+            ConfigError,
+            ConfigError,
+            ConfigError,
+            WorkloadEndpoint,
+        ]
+        assert {e.spec.workload for e in node.state.snapshot.endpoints("n1")} == {"first", "good", "fine"}
+
+
+async def test_those_for_whom_the_last_addresses_do_not_suffice_fail_and_the_others_do_not() -> None:
+    async with running(await etcd(pool("10.0.0.0/30", blockSize=30))) as node:
+        asked = [node.workloads.attach(request(f"w{n}", n)) for n in range(7)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(answer, WorkloadEndpoint) for answer in found].count(True) == 4
+        assert [isinstance(answer, Exhausted) for answer in found].count(True) == 3
+
+
+async def test_a_race_lost_without_end_is_given_up_and_costs_the_others_nothing() -> None:
+    kv = await etcd()
+    async with running(kv, "n1") as node, running(kv, "n2") as other:
+        await other.workloads.attach(request("theirs"))
+        [block] = other.state.snapshot.blocks.values()
+        await node.caught_up()
+        borrowed = block.block.address(block.block.free[0])
+        kv.contested = keys.BlockKey(block.block.prefix).path
+        asked = [request(f"w{n}", n, address=borrowed if n == 3 else None) for n in range(8)]
+        found = await asyncio.gather(*map(node.workloads.attach, asked), return_exceptions=True)
+        assert str(found.pop(3)).startswith(
+            f"workload default/w3: lost {ATTEMPTS} races against other writers; nothing was attached"
+        )
+        assert all(isinstance(answer, WorkloadEndpoint) for answer in found)
+
+
+@pytest.mark.parametrize("lost", range(1, 6))
+async def test_lost_answers_amid_a_crowd_lose_and_double_nothing(lost: int) -> None:
+    async with running(kv := await etcd()) as node:
+        kv.lost = lost
+        asked = [request(f"w{n}", n) for n in range(8)]
+        first = await asyncio.gather(*map(node.workloads.attach, asked), return_exceptions=True)
+        assert all(isinstance(answer, WorkloadEndpoint | StoreError) for answer in first)
+        again = await asyncio.gather(*map(node.workloads.attach, asked))
+        assert len({address for endpoint in again for address in addresses(endpoint)}) == 8
+        held = [owner for s in node.state.snapshot.blocks.values() for owner in s.block.owners if owner]
+        assert len(held) == 8
+
+
+async def test_attach_and_detach_of_one_name_keep_their_order() -> None:
+    async with running(await etcd()) as node:
+        verbs = [
+            node.workloads.attach(request("web")),
+            node.workloads.attach(request("db", 1)),
+        ]
+        await asyncio.gather(*verbs)
+        gone, _, back = await asyncio.gather(
+            node.workloads.detach("default", "web"),
+            node.workloads.detach("default", "db"),
+            node.workloads.attach(request("cache", 2)),
+        )
+        assert gone.spec.workload == "web"
+        assert {e.spec.workload for e in node.state.snapshot.endpoints("n1")} == {"cache"}
+        assert len(node.links.links) == 1
+        assert addresses(back)
+
+
+async def test_who_asked_may_go_away_and_the_others_are_served() -> None:
+    async with running(await etcd()) as node:
+        tasks = [asyncio.create_task(node.workloads.attach(request(f"w{n}", n))) for n in range(6)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[3].cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(answer, WorkloadEndpoint) for answer in found].count(True) == 4
 
 
 async def test_the_same_request_twice_at_once_is_one_workload() -> None:
@@ -297,24 +391,125 @@ async def test_a_race_for_one_address_of_a_block_is_decided_again() -> None:
             assert addresses(mine) != addresses(theirs)
 
 
-async def test_an_allocation_left_behind_by_a_deleted_endpoint_is_named_at_once() -> None:
+@pytest.mark.parametrize("cooldown", [0, 600])
+@pytest.mark.parametrize("same", [False, True], ids=["any address", "the same address"])
+async def test_what_a_deleted_endpoint_left_behind_is_freed_when_its_workload_comes_back(
+    cooldown: int, same: bool
+) -> None:
     async with running(kv := await etcd()) as node:
-        await node.workloads.attach(request("web"))
+        config = ipam_config.to_json(IPAMConfig(cooldown=cooldown))
+        await kv.commit(Txn((), (Put(keys.IPAM_CONFIG, config),)))
+        await node.caught_up()
+        before = await node.workloads.attach(request("web"))
         [key] = await keys_below(kv, keys.resources("workloadendpoints"))
         await kv.commit(Txn((), (Delete(key),)))
         await node.caught_up()
-        with pytest.raises(Taken, match=r"IPAM handle fabricctl\.default\.n1-fabricctl-web-eth0 still holds"):
-            await node.workloads.attach(request("web"))
+        [held] = before.spec.ip_networks
+        again = await node.workloads.attach(request("web", address=held.network_address if same else None))
+        assert (addresses(again) == addresses(before)) is same
+        [stored] = node.state.snapshot.blocks.values()
+        [handle] = node.state.snapshot.handles
+        assert [str(address) for address in stored.block.held_by(handle)] == addresses(again)
+        assert node.state.snapshot.handles[handle].counts == {stored.block.prefix: 1}
 
 
-async def test_a_race_lost_without_end_is_given_up_with_nothing_attached() -> None:
-    async with running(kv := await etcd()) as node:
-        # A profile that the agent never gets to see, as it is no JSON, is in the way each time.
-        await kv.commit(Txn((), (Put(keys.ResourceKey("profiles", None, "kns.default").path, "garbage"),)))
+async def test_a_released_address_cools_down_before_it_is_given_out_again() -> None:
+    async with running(kv := await etcd(pool("10.0.0.0/31", blockSize=31))) as node:
+        await kv.commit(Txn((), (Put(keys.IPAM_CONFIG, ipam_config.to_json(IPAMConfig(cooldown=600))),)))
         await node.caught_up()
-        with pytest.raises(StoreError, match=f"lost {ATTEMPTS} races"):
+        first = await node.workloads.attach(request("a"))
+        await node.workloads.detach("default", "a")
+        second = await node.workloads.attach(request("b", 1))
+        assert addresses(first) != addresses(second)
+        with pytest.raises(Exhausted):
+            await node.workloads.attach(request("c", 2))
+
+
+async def test_the_pool_asked_for_serves_and_one_that_is_disabled_does_not() -> None:
+    manual = pool("10.1.0.0/24", "manual", assignmentMode="Manual")
+    off = pool("10.2.0.0/24", "off", disabled=True)
+    async with running(await etcd(POOL, manual, off)) as node:
+        assert addresses(await node.workloads.attach(request("a")))[0].startswith("10.0.")
+        for number, text in enumerate(("manual", "10.1.0.0/24"), start=1):
+            found = await node.workloads.attach(request(f"m{number}", number, pools=(text,)))
+            assert addresses(found)[0].startswith("10.1.")
+        with pytest.raises(ConfigError, match=r"pool off .* is disabled"):
+            await node.workloads.attach(request("b", 3, pools=("off",)))
+
+
+async def test_a_pool_for_some_namespaces_serves_those_alone() -> None:
+    blue = pool("10.1.0.0/24", "blue", namespaceSelector="team == 'blue'", allowedUses=["Workload"])
+    profile = Profile.model_validate(
+        {"metadata": {"name": "kns.blue"}, "spec": {"labelsToApply": {"pcns.team": "blue"}}}
+    )
+    async with running(kv := await etcd(blue)) as node:
+        await put(kv, profile)
+        await node.caught_up()
+        assert addresses(await node.workloads.attach(Request("web", "blue", netns())))[0].startswith("10.1.")
+        with pytest.raises(ConfigError, match="namespaceSelector"):
+            await node.workloads.attach(Request("web", "green", netns(1)))
+
+
+async def test_a_reserved_address_is_not_given_out() -> None:
+    reserved = IPReservation.model_validate(
+        {"metadata": {"name": "r"}, "spec": {"reservedCIDRs": ["10.0.0.0/31"]}}
+    )
+    async with running(kv := await etcd(pool("10.0.0.0/30", blockSize=30))) as node:
+        await put(kv, reserved)
+        await node.caught_up()
+        found = [addresses(await node.workloads.attach(request(f"w{n}", n))) for n in range(2)]
+        assert found == [["10.0.0.2"], ["10.0.0.3"]]
+        with pytest.raises(Exhausted, match="reserved"):
+            await node.workloads.attach(request("w2", 2))
+
+
+NODE_N2 = keys.ResourceKey("nodes", None, "n2").path
+GARBAGE = {
+    "another pool": keys.ResourceKey("ippools", None, "broken").path,
+    "another node": NODE_N2,
+    "a reservation": keys.ResourceKey("ipreservations", None, "r").path,
+    "the namespace's profile": keys.ResourceKey("profiles", None, "kns.default").path,
+    "the IPAM configuration": keys.IPAM_CONFIG,
+    "the block it would claim": keys.BlockKey(next(walk(POOL, "n1"))).path,
+    "the affinity to it": keys.AffinityKey("n1", next(walk(POOL, "n1"))).path,
+    "the workload's handle": keys.HandleKey("fabricctl.default.n1-fabricctl-web-eth0").path,
+    "another's endpoint": keys.ResourceKey("workloadendpoints", "default", "n1-cni-x-eth0").path,
+    "the settings": keys.ResourceKey("felixconfigurations", None, "default").path,
+}
+
+
+@pytest.mark.parametrize("key", GARBAGE.values(), ids=GARBAGE)
+async def test_beside_garbage_in_the_datastore_the_rest_works_and_the_garbage_is_named(key: str) -> None:
+    async with running(kv := await etcd()) as node:
+        await kv.commit(Txn((), (Put(key, "garbage"),)))
+        await node.caught_up()
+        assert [problem.split(": ")[0] for problem in report.status(node.state)["problems"]] == [key]
+        await upkeep.look_after(node.state, kv, {}, datetime.now(UTC))
+        await node.workloads.attach(request("web"))
+        await node.workloads.attach(request("db", 1))
+        await node.workloads.detach("default", "web")
+        assert len(node.links.links) == 1
+        item = await kv.get(key)
+        assert item is None or item.value == "garbage" or key in (GARBAGE["the affinity to it"],)
+
+
+async def test_an_endpoint_that_cannot_be_read_holds_its_name_and_is_named() -> None:
+    async with running(kv := await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        [key] = await keys_below(kv, keys.resources("workloadendpoints"))
+        await kv.commit(Txn((), (Put(key, "garbage"),)))
+        await node.caught_up()
+        with pytest.raises(Taken, match=r"endpoint of that name that cannot be read .*nothing was attached"):
             await node.workloads.attach(request("web"))
-        await nothing_is_attached(node)
+        await node.workloads.attach(request("db", 1))
+
+
+async def test_garbage_for_the_node_itself_is_why_it_attaches_nothing() -> None:
+    async with running(kv := await etcd()) as node:
+        await kv.commit(Txn((), (Put(keys.ResourceKey("nodes", None, "n1").path, "garbage"),)))
+        await node.caught_up()
+        with pytest.raises(NotInSync, match=r"node n1 cannot be read: .*no JSON"):
+            await node.workloads.attach(request("web"))
 
 
 @pytest.mark.parametrize("name", ["", "Web", "-web", "web-", "a/b", "a" * 64, "w\n", "a..b"])

@@ -1,0 +1,143 @@
+"""Keep the snapshot as the datastore has it, and a copy of it on disk that a start without etcd begins from.
+
+The copy is read only where etcd does not answer the first listing, and is replaced whole by that listing
+when it comes: nothing of the copy, which may be another cluster's by then, outlives it. Until then the
+snapshot is not in sync, so nothing is removed, withdrawn or attached because of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
+import structlog
+
+from fabric.agent.snapshot import Snapshot, fold
+from fabric.agent.state import State
+from fabric.errors import ConfigError
+from fabric.store import sync
+from fabric.store.cache import Journal
+from fabric.store.keys import CALICO
+from fabric.store.kv import Changes, KeyValueStore, Listing
+
+log = structlog.get_logger()
+
+RENEW = 30.0  # seconds between two signs in the copy that it was still true
+
+
+class Keeper:
+    """Owns the copy on disk: what `note` is given is written by `run`, in a thread, in the order it came."""
+
+    def __init__(self, state: State, journal: Journal) -> None:
+        self._state, self._journal = state, journal
+        self._noted: asyncio.Queue[Listing | Changes] = asyncio.Queue()
+
+    async def read(self) -> Snapshot | None:
+        """Return the copy as a snapshot that is out of date, or None where there is none of use."""
+        try:
+            copy = await asyncio.to_thread(self._journal.read)
+        except ConfigError as err:
+            self._failed("copy of the datastore not used", str(err))
+            return None
+        return replace(_listed(copy.listing), lost_at=copy.as_of, copied=True) if copy else None
+
+    def note(self, event: Listing | Changes) -> None:
+        self._noted.put_nowait(event)
+
+    async def run(self) -> None:
+        """Write until cancelled; a disk that refuses costs the copy, and nothing else."""
+        try:
+            while True:
+                await self._write(await self._next())
+        except OSError as err:
+            # Not what stands there either: changes are missing from it now.
+            with suppress(OSError):
+                await asyncio.to_thread(self._journal.remove)
+            self._failed("copy of the datastore given up until the agent starts again", str(err))
+        while True:
+            await self._noted.get()
+
+    async def _next(self) -> list[Listing | Changes]:
+        """Return what was noted, at least one; none when it is time to renew and the copy is true."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RENEW):
+                events = [await self._noted.get()]
+                while not self._noted.empty():
+                    events.append(self._noted.get_nowait())
+                return events
+        return []
+
+    async def _write(self, events: list[Listing | Changes]) -> None:
+        changes = [event for event in events if isinstance(event, Changes)]
+        if events and isinstance(first := events[0], Listing):
+            await asyncio.to_thread(self._journal.begin, first)
+            self._state.copy_problem = ""
+        if changes or (not events and self._state.snapshot.in_sync):
+            await asyncio.to_thread(self._journal.append, changes)
+
+    def _failed(self, what: str, why: str) -> None:
+        self._state.copy_problem = f"{what}: {why}"
+        log.error(what, error=why)
+
+
+async def follow(state: State, kv: KeyValueStore, keeper: Keeper) -> None:
+    """Fold every change into the snapshot, for ever; what cannot be read is logged once."""
+    known: Mapping[str, str] = {}
+    async with aclosing(sync.follow(kv, CALICO)) as events:
+        async for event in events:
+            match event:
+                case Listing(revision, items):
+                    keeper.note(event)
+                    snapshot = _listed(event)
+                    _say_if_another_cluster(state.snapshot, snapshot)
+                    state.update(snapshot=_synced(snapshot))
+                    log.info("datastore in sync", revision=revision, keys=len(items))
+                case Changes():
+                    keeper.note(event)
+                    if state.snapshot.lost:
+                        log.info("datastore in sync again", revision=event.revision)
+                    state.update(snapshot=_synced(fold(state.snapshot, event)))
+                case sync.Lost(reason):
+                    log.warning("datastore lost; forwarding goes on as it is", error=reason)
+                    lost = await _lost(state.snapshot, keeper)
+                    state.update(snapshot=replace(lost, lost=reason, in_sync=False))
+            known = _log_problems(state.snapshot.problems, known)
+
+
+def _listed(listing: Listing) -> Snapshot:
+    return fold(Snapshot(), Changes(listing.revision, puts=listing.items))
+
+
+def _synced(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, in_sync=True, lost="", lost_at=0.0, copied=False)
+
+
+async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:
+    """What is known stands; where nothing was read yet, the copy does."""
+    if snapshot.revision:
+        return replace(snapshot, lost_at=time.time())
+    if (copied := await keeper.read()) is None:
+        return snapshot
+    age = round(time.time() - copied.lost_at)
+    log.warning(
+        "started from the copy of the datastore; it is stale", revision=copied.revision, seconds_old=age
+    )
+    return copied
+
+
+def _say_if_another_cluster(before: Snapshot, now: Snapshot) -> None:
+    if before.copied and before.cluster != now.cluster:
+        log.error(
+            "etcd has another cluster than the copy this node started from; the copy is dropped",
+            copied=before.cluster,
+            found=now.cluster,
+        )
+
+
+def _log_problems(found: Mapping[str, str], known: Mapping[str, str]) -> Mapping[str, str]:
+    for key in found.keys() - known.keys():
+        log.error("object cannot be read; treated as absent", key=key, error=found[key])
+    return dict(found)
