@@ -55,8 +55,9 @@ def validate(
             continue
         for line in document.errors():
             print(line)
-        for line in files.not_used(document):
-            output.note(f"warning: {line}")
+        for path in _not_used(document):
+            what = f"{document.where()}: {document.entry.kind} {document.entry.name}"
+            output.note("warning: " + ": ".join(filter(None, (what, path, "kept, not used"))))
     if report is Report.TABLE:
         print(f"{total} checked, {invalid} invalid")
     raise typer.Exit(1 if invalid else 0)
@@ -76,9 +77,9 @@ def convert(
     """
     from fabric.model.base import Resource, tree
     from fabric.model.yaml import dump
-    from fabric.ops import files
+    from fabric.ops import convert as use_case
 
-    found = list(files.convert(filename, recursive=recursive))
+    found = list(use_case.convert(filename, recursive=recursive))
     policies = [policy for policy in found if isinstance(policy, Resource)]
     if written is Written.YAML:
         print("---\n".join(map(dump, policies)), end="")
@@ -90,6 +91,14 @@ def convert(
     errors = [line for refused in found if not isinstance(refused, Resource) for line in refused]
     if errors:
         raise ConfigError("\n".join([*errors, "what is named here was not converted"]))
+
+
+def _not_used(document: Document) -> tuple[str, ...]:
+    from fabric.model.base import Resource
+    from fabric.model.effects import not_used
+
+    read = document.entry.read
+    return not_used(read) if isinstance(read, Resource) else ()
 
 
 def _verdict(document: Document) -> dict[str, object]:

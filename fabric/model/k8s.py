@@ -18,7 +18,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from fabric.model.base import Model, Resource
 from fabric.model.fields import LabelMap, Prefix, valid_labels
-from fabric.model.kinds import K8S_API_VERSION as K8S_API_VERSION
+from fabric.model.kinds import K8S_API_VERSION
 
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 

@@ -20,8 +20,7 @@ import yaml
 
 from fabric.errors import ConfigError
 from fabric.model.base import API_VERSION, Path, Resource, tree
-from fabric.model.k8s import K8S_API_VERSION
-from fabric.model.kinds import named
+from fabric.model.kinds import K8S_API_VERSION, named
 from fabric.model.wire import Problem, from_tree, shown
 
 MAX_BYTES = 4 * 1024 * 1024

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import ConfigError
-from fabric.model import effects
 from fabric.model.base import Path as FieldPath
 from fabric.model.base import Resource
-from fabric.model.convert import converted
-from fabric.model.k8s import K8S_API_VERSION, KubernetesNetworkPolicy
-from fabric.model.wire import Problem, shown
+from fabric.model.wire import Problem
 from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable
 
 STDIN = "-"
@@ -86,32 +83,6 @@ def documents(names: Sequence[str], *, recursive: bool = False) -> Iterator[Docu
             yield document
         if empty:
             yield _unreadable(name, "no resource in it")
-
-
-def not_used(document: Document) -> list[str]:
-    """Return what of a resource is kept, and nothing acts on, a line each with its place."""
-    read = document.entry.read
-    if not isinstance(read, Resource):
-        return []
-    what = f"{document.where()}: {read.kind} {read.metadata.name}"
-    return [": ".join(filter(None, (what, path, "kept, not used"))) for path in effects.not_used(read)]
-
-
-def convert(names: Sequence[str], *, recursive: bool = False) -> Iterator[Resource | list[str]]:
-    """Yield for each resource in files Calico's policy that means the same, or why there is none.
-
-    The reasons are `FILE:LINE: path: value: rule`. Everything but a NetworkPolicy of Kubernetes has one.
-    """
-    for document in documents(names, recursive=recursive):
-        read = document.entry.read
-        if isinstance(read, KubernetesNetworkPolicy):
-            policy = converted(read)
-            yield policy if isinstance(policy, Resource) else document.errors(policy)
-        elif isinstance(read, Resource):
-            rule = f"only NetworkPolicy of {K8S_API_VERSION} is converted"
-            yield document.errors([Problem(("kind",), shown(read.kind), rule)])
-        else:
-            yield document.errors()
 
 
 def _documents(name: str, recursive: bool) -> Iterator[Document]:

@@ -378,8 +378,9 @@ def k8s_port(wanted: Tree, traffic: Traffic) -> bool:
             return True
         case str(name):
             return (traffic.server.ports or {}).get(name) == (traffic.protocol, traffic.port)
-        case port:
-            return int(port) <= traffic.port <= int(wanted.get("endPort", port))
+        case int(port):
+            return port <= traffic.port <= int(wanted.get("endPort", port))
+    raise AssertionError(wanted)
 
 
 def calico_verdict(spec: Tree, traffic: Traffic) -> bool | None:

@@ -155,7 +155,9 @@ def test_a_file_of_nothing_but_broken_documents_is_given_up_on() -> None:
 
 
 def test_what_is_told_of_a_resource_that_is_none_is_its_kind_and_name() -> None:
-    text = "kind: Node\nmetadata: {name: [a]}\n---\n- kind: 1\n- metadata: {name: b}\n- 7\n---\nmetadata: []\n"
+    text = (
+        "kind: Node\nmetadata: {name: [a]}\n---\n- kind: 1\n- metadata: {name: b}\n- 7\n---\nmetadata: []\n"
+    )
     assert read(text) == [
         (1, "Node", "", [NO_API]),
         (4, "", "", [NO_API]),
@@ -228,7 +230,12 @@ values = st.recursive(
 @example("\u2028 \u0085 \ufeff")
 def test_what_is_dumped_reads_back_as_the_same_values(spec: object) -> None:
     tier = from_tree(
-        {"apiVersion": "projectcalico.org/v3", "kind": "LiveMigration", "metadata": {"name": "a"}, "spec": spec}
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "LiveMigration",
+            "metadata": {"name": "a"},
+            "spec": spec,
+        }
     )
     assert isinstance(tier, Unknown)
     assert load_resources(dump(tier), "f.yaml") == [tier]

@@ -207,7 +207,7 @@ AS = "less than or equal to 4294967295"
         ),
         pytest.param(
             PEER + "  asNumber: '4294967296'\n",
-            f'7: spec.asNumber: 4294967296: must be {AS}',
+            f"7: spec.asNumber: 4294967296: must be {AS}",
             id="AS in quotes",
         ),
         pytest.param(
