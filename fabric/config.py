@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -43,7 +44,10 @@ SETTINGS = {
 _PATHS = {"etcd_ca", "etcd_cert", "etcd_key", "etcd_password_file"}
 # PEM in the file itself, which Calico allows there and not in the environment.
 _INLINE = {"etcdCACert": "etcd_ca", "etcdCert": "etcd_cert", "etcdKey": "etcd_key"}
-ENDPOINT = re.compile(r"(?:(?P<scheme>https?)://)?(?P<host>[^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d+)/?")
+ENDPOINT = re.compile(
+    r"(?:(?P<scheme>https?)://)?(?P<host>[^\s/@:\[\]\0-\x1f]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})/?"
+)
+_MAX_BYTES = 1024 * 1024  # of a file; a few certificates in it are some kilobytes
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -189,7 +193,7 @@ def _read(path: Path) -> tuple[str, _Layer]:
 def _calico(path: Path, document: Mapping[str, Any]) -> _Layer:
     spec = document.get("spec") or {}
     if not isinstance(spec, dict):
-        raise ConfigError(f"{path}: spec: must hold settings; nothing was done")
+        raise _unreadable(str(path), "spec: must hold settings")
     if spec.get("datastoreType", "etcdv3") != "etcdv3":
         raise ConfigError(
             f"{path}: spec.datastoreType: only etcdv3 is served; nothing was done; name a file for etcd by --config"
@@ -218,27 +222,52 @@ def _layer(path: Path, values: Mapping[str, tuple[str, object]]) -> _Layer:
 def _document(path: Path) -> dict[Any, Any]:
     import yaml
 
+    text = _content(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(
-            f"{path}: {err.strerror}; nothing was done; run this as root, or name another file by --config"
-        ) from err
-    except UnicodeDecodeError as err:
-        raise ConfigError(f"{path}: is not UTF-8; nothing was done; mend or remove it") from err
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        document = loader.construct_document(root) if root else None
     except yaml.YAMLError as err:
         # Not the error's own text, which quotes the line: a password may stand there.
         mark = getattr(err, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         why = getattr(err, "problem", None) or "characters that may not be in it"
-        raise ConfigError(
-            f"{where}: not readable as YAML: {why}; nothing was done; mend or remove it"
-        ) from None
-    if document is None:
+        raise _unreadable(where, f"not readable as YAML: {why}") from None
+    except RecursionError:
+        raise _unreadable(str(path), "not readable as YAML: nested too deep") from None
+    except ValueError:  # PyYAML passes on what `date` and `int` say
+        raise _unreadable(str(path), "a value looks like a date or a number and is none") from None
+    if root is None or document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: must hold settings, KEY: VALUE; nothing was done; mend or remove it")
+        raise _unreadable(str(path), "must hold settings, KEY: VALUE")
+    seen = set()
+    for key, _ in root.value:
+        if key.value in seen:
+            raise _unreadable(f"{path}:{key.start_mark.line + 1}", f'"{key.value}" is given twice')
+        seen.add(key.value)
     return document
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as err:
+        root = "run this as root, or " if isinstance(err, PermissionError) else ""
+        raise ConfigError(
+            f"{path}: {err.strerror}; nothing was done; {root}name another file by --config"
+        ) from err
+    if len(content) > _MAX_BYTES:
+        raise _unreadable(str(path), f"is larger than {_MAX_BYTES // 1024 // 1024} MiB")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise _unreadable(str(path), "is not UTF-8") from err
+
+
+def _unreadable(where: str, why: str) -> ConfigError:
+    return ConfigError(f"{where}: {why}; nothing was done; mend or remove it")
 
 
 def _text(path: Path, by: str, value: object) -> str:
@@ -255,6 +284,11 @@ def _value(key: str, text: str, base: Path) -> str:
 def _resolved(node: str, *layers: _Layer) -> Config:
     said: _Layer = {}
     for layer in layers:
+        for value in layer.values():
+            if not _sendable(value.text):
+                raise ConfigError(
+                    f"{value.by}: holds bytes that are no UTF-8, or a NUL; nothing was done; mend it"
+                )
         passwords = layer.keys() & {"etcd_password", "etcd_password_file"}
         if len(passwords) > 1:
             raise ConfigError(
@@ -287,10 +321,10 @@ def _endpoints(said: _Said, secured: _Said | None) -> tuple[str, ...]:
             raise ConfigError(
                 f"{said.by}: is empty; nothing was done; unset it, or name at least one HOST:PORT"
             )
-        if match is None or not 1 <= int(match["port"]) <= 65535:
+        if match is None or not 1 <= int(match["port"]) <= 65535 or not _valid_host(match["host"]):
             raise ConfigError(
-                f'etcd endpoint "{text}": must be HOST:PORT, http://HOST:PORT or https://HOST:PORT; said by '
-                f"{said.by}; nothing was done"
+                f'etcd endpoint "{_shown(text)}": must be HOST:PORT, http://HOST:PORT or https://HOST:PORT; '
+                f"nothing was done; correct it in {said.by}"
             )
         if match["scheme"] == "http" and secured:
             raise ConfigError(
@@ -300,6 +334,24 @@ def _endpoints(said: _Said, secured: _Said | None) -> tuple[str, ...]:
         secure = match["scheme"] == "https" or (secured and not match["scheme"])
         found.append(f"{'https://' if secure else ''}{match['host']}:{match['port']}")
     return tuple(dict.fromkeys(found))
+
+
+def _sendable(text: str) -> bool:
+    """A byte of the environment that is no UTF-8 is a lone surrogate here."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _shown(endpoint: str) -> str:
+    """Return it without the password that some clients take there."""
+    return re.sub(r"[^/]*@", "…@", endpoint)
+
+
+def _valid_host(host: str) -> bool:
+    # What `socket` cannot encode it refuses with no OSError, on which nobody counts later.
+    try:
+        return bool(IPv6Address(host[1:-1]) if host.startswith("[") else host.encode("idna"))
+    except ValueError:
+        return False
 
 
 def _refuse_half(by: str, missing: str) -> NoReturn:

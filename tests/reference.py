@@ -35,13 +35,14 @@ _WORDS: Final[tuple[tuple[Any, str, str], ...]] = (
     (tier.TierName, "name", "lower-case letters, digits and `-`; at most 63 characters"),
     (fields.LabelOrEmpty, "text", "up to 63 lower-case letters, digits and `-`"),
     (fields.LabelMap, "labels", "[prefix/]name, up to 63 characters each"),
-    (fields.Annotations, "annotations", "256 KiB together"),
+    (fields.Annotations, "annotations", "[prefix/]name; 256 KiB together"),
     (fields.Timestamp, "time", "RFC 3339"),
     (fields.LocalSelector, "selector", "up to 1024 characters, without global()"),
     (fields.NamespaceSelector, "selector", "up to 1024 characters; global() only alone"),
     (fields.SelectorText, "selector", "up to 1024 characters"),
     (fields.ASNumber, "AS number", "0 to 4294967295, or dotted in quotes"),
     (fields.PortMatch, "port", "a number, `MIN:MAX`, or a port's name"),
+    (fields.NumericPortMatch, "port", "a number, or `MIN:MAX`"),
     (fields.PortName, "text", "up to 15 lower-case letters, digits and `-`"),
     (fields.PortNameOrEmpty, "text", "up to 15 lower-case letters, digits and `-`"),
     (fields.PortedProtocol, "protocol", "`TCP`, `UDP`, `SCTP`"),
@@ -64,10 +65,11 @@ _WORDS: Final[tuple[tuple[Any, str, str], ...]] = (
     (fields.IPv4WithPrefix, "IPv4 address", "with its prefix length"),
     (fields.IPv6WithPrefix, "IPv6 address", "with its prefix length"),
     (fields.AnyPrefix, "prefix", "without host bits"),
-    (fields.V4Prefix, "IPv4 prefix", "without host bits"),
-    (fields.V6Prefix, "IPv6 prefix", "without host bits"),
-    (fields.HostPrefix, "prefix", "of one address, /32 or /128"),
-    (fields.RuleNet, "prefix or address", "without host bits"),
+    (fields.V4Net, "IPv4 prefix or address", "without host bits"),
+    (fields.V6Net, "IPv6 prefix or address", "without host bits"),
+    (fields.HostPrefix, "prefix or address", "of one address, /32 or /128"),
+    (fields.StrictNet, "prefix or address", "without host bits"),
+    (fields.LooseV4Net, "IPv4 prefix or address", ""),
     (fields.LooseNet, "prefix or address", ""),
     (fields.Order, "number", ""),
     (ippool.BlockSize, "integer", "20 to 32 for IPv4, 116 to 128 for IPv6"),
@@ -237,7 +239,8 @@ Every kind is `apiVersion: projectcalico.org/v3`, with Calico's fields and defau
 have is an error in a file; in the datastore it is kept. *Not used yet*: kept and given back, and nothing here acts
 on it.
 
-A default in plain words is what happens where the field is absent. `path[]` is each entry of a list.
+A default in plain words is what happens where the field is absent. `path[]` is each entry of a list. As in Calico, an
+empty text is the same as none in most optional fields of one word or address, and nowhere in a policy's rule.
 
 Stored and given back untouched, without a look inside: {others}.
 

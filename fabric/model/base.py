@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -51,13 +51,21 @@ class Model(BaseModel):
         validate_by_alias=True,
     )
 
+    # The fields, by alias, that are plain text in Go and no pointers: "" there is the same as absent. For any
+    # other field it is a mistake, and to pass over it could widen a rule.
+    blank_is_absent: ClassVar[frozenset[str]] = frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _null_means_absent(cls, data: object) -> object:
-        if not isinstance(data, dict) or None not in data.values():
+        if not isinstance(data, dict) or (None not in data.values() and "" not in data.values()):
             return data
         known = {field.alias for field in cls.model_fields.values()}
-        return {key: value for key, value in data.items() if value is not None or key not in known}
+        return {key: value for key, value in data.items() if not cls._absent(key, value, known)}
+
+    @classmethod
+    def _absent(cls, key: str, value: object, known: set[str | None]) -> bool:
+        return (value is None and key in known) or (value == "" and key in cls.blank_is_absent)
 
 
 class Metadata(Model):

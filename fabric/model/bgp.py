@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fabric.model.base import Means, Model, Resource
 from fabric.model.fields import (
     AnyAddress,
-    AnyPrefix,
     ASNumber,
     Community,
     Duration,
@@ -23,10 +22,12 @@ from fabric.model.fields import (
     Int,
     IPv4,
     IPv6,
+    LooseNet,
     Name,
     NameOrEmpty,
     PortNumber,
     SelectorText,
+    StrictNet,
     broken,
     matching,
     valid_community,
@@ -44,7 +45,7 @@ RoutePriority = Annotated[int, Field(strict=True, ge=1, le=2_147_483_646)]
 class CIDRBlock(Model):
     """One prefix that service addresses may be announced from."""
 
-    cidr: AnyPrefix
+    cidr: StrictNet
 
 
 class NamedCommunity(Model):
@@ -62,7 +63,7 @@ CommunityOrName = Annotated[str, AfterValidator(_community_or_name)]
 class PrefixAdvertisement(Model):
     """`communities` are values, or names that the configuration's `communities` define."""
 
-    cidr: AnyPrefix
+    cidr: LooseNet
     communities: tuple[CommunityOrName, ...] = ()
 
 
@@ -71,6 +72,10 @@ class Password(Model):
 
 
 class BGPConfigurationSpec(Model):
+    blank_is_absent: ClassVar = frozenset(
+        {"logSeverityScreen", "localWorkloadPeeringIPV4", "localWorkloadPeeringIPV6"}
+    )
+
     log_severity_screen: Literal["Trace", "Debug", "Info", "Warning", "Error", "Fatal"] = "Info"
     node_to_node_mesh_enabled: Annotated[Flag | None, Means(True)] = None
     as_number: Annotated[ASNumber | None, Means(64512)] = None
@@ -141,6 +146,8 @@ PeerIP = Annotated[str, AfterValidator(_peer_ip)]
 
 class BGPPeerSpec(Model):
     """`peer_ip` stays text, since it may carry a port. An absent `source_address` means UseNodeIP."""
+
+    blank_is_absent: ClassVar = frozenset({"peerIP", "sourceAddress", "reachableBy"})
 
     node: NameOrEmpty = ""
     node_selector: SelectorText = ""

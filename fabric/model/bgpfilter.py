@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import ASNumber, Community, Prefix, V4Prefix, V6Prefix, matching
+from fabric.model.fields import ASNumber, Community, Prefix, V4Net, V6Net, matching
 
 InterfacePattern = Annotated[
     str, matching(r"[a-zA-Z0-9_.*-]{1,15}", "must be an interface's name, with * for any text")
@@ -65,6 +65,8 @@ class Operation(Model):
 class _FilterRule(Model):
     """Everything given must match; `priority` is 2147483647 minus the local preference."""
 
+    blank_is_absent: ClassVar = frozenset({"cidr", "source", "interface", "matchOperator"})
+
     cidr: Prefix | None = None
     prefix_length: PrefixLengthV4 | PrefixLengthV6 | None = None
     source: Literal["RemotePeers"] | None = None
@@ -89,12 +91,12 @@ class _FilterRule(Model):
 
 
 class FilterRuleV4(_FilterRule):
-    cidr: V4Prefix | None = None
+    cidr: V4Net | None = None
     prefix_length: PrefixLengthV4 | None = None
 
 
 class FilterRuleV6(_FilterRule):
-    cidr: V6Prefix | None = None
+    cidr: V6Net | None = None
     prefix_length: PrefixLengthV6 | None = None
 
 

@@ -6,6 +6,8 @@ function that finds nothing to change returns `stored` itself, so that nobody wr
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -150,7 +152,8 @@ def _json_patched(before: Tree, patch: object) -> object:
     try:
         return jsonpatch.apply_patch(before, patch)
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as err:
-        raise ConfigError(f"the patch cannot be applied: {err}") from None
+        reason = re.sub(r" \(<class '\w+'>\)", "", str(err))  # Python's types are nothing to an operator
+        raise ConfigError(f"the patch cannot be applied: {reason}") from None
 
 
 def _refuse_directives(patch: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -170,7 +173,8 @@ def _reread(stored: Resource, before: Tree, after: object) -> Resource:
     """Check what became of `before`, the tree of `stored`, and return it as a resource."""
     for path in _FIXED:
         if _at(before, path) != (now := _at(after, path)):
-            raise ConfigError(f"{dotted(path)}: {now!r}: cannot be changed; it is {_at(before, path)!r}")
+            was = json.dumps(_at(before, path))
+            raise ConfigError(f"{dotted(path)}: {json.dumps(now)}: cannot be changed; it is {was}")
     if (wanted := _at(after, ("metadata", "resourceVersion"))) != stored.metadata.resource_version:
         raise stale(wanted, stored.metadata.resource_version)
     read = from_tree(after, unknown="forbid")

@@ -22,7 +22,7 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
     BGPConfiguration: frozenset({"spec.asNumber"}),
     BGPPeer: frozenset({"spec.node", "spec.nodeSelector", "spec.peerIP", "spec.asNumber"}),
     ClusterInformation: frozenset(
-        {"spec.clusterGUID", "spec.clusterType", "spec.calicoVersion", "spec.variant"}
+        {"spec.clusterGUID", "spec.clusterType", "spec.calicoVersion", "spec.datastoreReady", "spec.variant"}
     ),
     FelixConfiguration: frozenset(
         {"spec.nodeSelector", "spec.routeRefreshInterval", "spec.ipForwarding", "spec.logSeverityScreen"}
@@ -67,7 +67,6 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
 # What asks for no more than is done anyway, where that is not what Calico does when the field is absent.
 _DONE_ANYWAY: Final[Mapping[tuple[type[Resource], str], object]] = {
     (BGPConfiguration, "spec.nodeToNodeMeshEnabled"): False,
-    (ClusterInformation, "spec.datastoreReady"): True,
 }
 
 WHOLE = ""

@@ -8,7 +8,7 @@ any case, as Calico takes them, and kept in the case below.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, cast
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
@@ -20,8 +20,9 @@ from fabric.model.fields import (
     IPv4,
     IPv6,
     LooseNet,
+    LooseV4Net,
+    NumericPortMatch,
     Port,
-    PortMatch,
     SelectorText,
     broken,
     matching,
@@ -52,6 +53,8 @@ DurationOrAuto = Annotated[
 class ProtoPort(Model):
     """A port that host endpoints leave open whatever policy says; `net` narrows it to a prefix."""
 
+    blank_is_absent: ClassVar = frozenset({"net"})
+
     net: LooseNet | None = None
     protocol: Annotated[Literal["TCP", "UDP", "SCTP"], _in_any_case("TCP", "UDP", "SCTP")] = "TCP"
     port: Port
@@ -73,6 +76,12 @@ class RouteTableRange(Model):
         return self
 
 
+class OldRouteTableRange(RouteTableRange):
+    """What routeTableRanges replaced."""
+
+    max: Annotated[int, Field(strict=True, ge=1, le=250)]
+
+
 class ConntrackTimeouts(Model):
     creation_grace_period: DurationOrAuto | None = None
     tcp_syn_sent: DurationOrAuto | None = None
@@ -86,6 +95,8 @@ class ConntrackTimeouts(Model):
 
 class ActingSettings(Model):
     """What the agent heeds. `route_refresh_interval` is the period of the kernel's read-back, 0 for none."""
+
+    blank_is_absent: ClassVar = frozenset({"logSeverityScreen"})
 
     node_selector: SelectorText | None = None
     route_refresh_interval: Annotated[Duration | None, Means("90s")] = None
@@ -136,8 +147,8 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         wireguardListeningPortV6=51821
         """,
     ),
-    (PortMatch, "bpfPSNATPorts=20000:29999 natPortRange"),
-    (Annotated[tuple[PortMatch, ...], Field(max_length=7)], "kubeNodePortRanges=30000:32767"),
+    (NumericPortMatch, "bpfPSNATPorts=20000:29999 natPortRange"),
+    (Annotated[tuple[NumericPortMatch, ...], Field(max_length=7)], "kubeNodePortRanges=30000:32767"),
     (
         Duration,
         """
@@ -208,16 +219,28 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     ),
     (IPv4, "deviceRouteSourceAddress natOutgoingAddress"),
     (IPv6, "deviceRouteSourceAddressIPv6"),
-    (tuple[LooseNet, ...], "bpfDSROptoutCIDRs bpfExcludeCIDRsFromNAT externalNodesList"),
+    (tuple[LooseNet, ...], "bpfDSROptoutCIDRs bpfExcludeCIDRsFromNAT"),
+    (tuple[LooseV4Net, ...], "externalNodesList"),
     (tuple[str, ...], "bpfForceTrackPacketsFromIfaces=docker+"),
     (Mapping[str, str], "bpfLogFilters"),
     (ConntrackTimeouts, "bpfConntrackTimeouts"),
     (tuple[ProtoPort, ...], f"failsafeInboundHostPorts={_PORTS_IN} failsafeOutboundHostPorts={_PORTS_OUT}"),
     (tuple[HealthTimeoutOverride, ...], "healthTimeoutOverrides"),
     (Int | str, "istioDSCPMark=23"),
-    (RouteTableRange, "routeTableRange"),
+    (OldRouteTableRange, "routeTableRange"),
     (tuple[RouteTableRange, ...], "routeTableRanges"),
 )
+
+
+def _blank_is_absent() -> frozenset[str]:
+    # Wherever "" is no value of its own: Calico's own tools store "bpfLogLevel":"".
+    kept = (
+        word.partition("=")[0]
+        for annotation, words in _KEPT
+        if annotation is not str
+        for word in words.split()
+    )
+    return ActingSettings.blank_is_absent.union(kept)
 
 
 def _kept_fields() -> Iterator[tuple[str, Any]]:
@@ -241,6 +264,7 @@ else:
     FelixConfigurationSpec = create_model(
         "FelixConfigurationSpec", __base__=ActingSettings, __module__=__name__, **dict(sorted(_kept_fields()))
     )
+    FelixConfigurationSpec.blank_is_absent = _blank_is_absent()
 
 
 class FelixConfiguration(Resource):

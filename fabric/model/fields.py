@@ -39,6 +39,7 @@ MAX_ANNOTATIONS = 256 * 1024  # bytes, keys and values together
 DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_NAME = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_KEY = re.compile(rf"({DNS_NAME}/)?{_WORD}")
 
 
 def broken(rule: str, *path: str | int, value: object = None) -> PydanticCustomError:
@@ -59,6 +60,7 @@ def matching(pattern: str, rule: str) -> AfterValidator:
 
 
 def no_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return `values`. Raises ValueError where one stands there twice."""
     if len(set(values)) != len(values):
         raise ValueError("holds a value more than once")
     return values
@@ -77,8 +79,9 @@ def _label(text: str) -> str:
 
 
 def valid_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `labels`. Raises ValueError for a key or a value that Kubernetes would not take."""
     for key, value in labels.items():
-        if not re.fullmatch(rf"({DNS_NAME}/)?{_WORD}", key):
+        if not _KEY.fullmatch(key):
             raise ValueError(f'label key "{key}" is not [prefix/]name, with a name of 1 to 63 characters')
         if not re.fullmatch(rf"({_WORD})?", value):
             raise ValueError(f'label {key}: "{value}" is not up to 63 letters, digits, "-", "_" and "."')
@@ -86,6 +89,11 @@ def valid_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _annotations(annotations: Mapping[str, str]) -> Mapping[str, str]:
+    for key in annotations:
+        if not _KEY.fullmatch(key.lower()):
+            raise ValueError(
+                f'annotation key "{key}" is not [prefix/]name, with a name of 1 to 63 characters'
+            )
     size = sum(len(text.encode()) for item in annotations.items() for text in item)
     if size > MAX_ANNOTATIONS:
         raise ValueError(f"annotations take {size} bytes; at most {MAX_ANNOTATIONS} are allowed")
@@ -165,7 +173,8 @@ def _net(value: object) -> Prefix:
         raise ValueError(str(err) if scope else "must be an IP address or a prefix") from None
 
 
-def _rule_net(value: object) -> Prefix:
+def _strict_net(value: object) -> Prefix:
+    """Return the prefix `value` writes, an address being a prefix of its own, and host bits a mistake."""
     return _prefix(value) if isinstance(value, str) and "/" in value else _net(value)
 
 
@@ -231,6 +240,7 @@ def _order(value: object) -> object:
 
 
 def valid_community(text: str) -> str:
+    """Return `text`, a standard or a large BGP community (RFC 1997, RFC 8092). Raises ValueError otherwise."""
     parts = text.split(":")
     limit = {2: 0xFFFF, 3: 0xFFFFFFFF}.get(len(parts), -1)
     if not all(re.fullmatch(r"[0-9]{1,10}", part) and int(part) <= limit for part in parts):
@@ -270,6 +280,12 @@ def _port_match(value: object) -> object:
     return value
 
 
+def _numeric(port: int | str) -> int | str:
+    if not str(port).replace(":", "").isdigit():
+        raise ValueError("must be a port or MIN:MAX, and not the name of a port")
+    return port
+
+
 def _ported(protocol: int | str) -> int | str:
     if protocol not in {"TCP", "UDP", "SCTP", 6, 17, 132}:
         raise ValueError("must be TCP, UDP or SCTP, which have ports")
@@ -304,6 +320,7 @@ NamespaceSelector: TypeAlias = Annotated[str, AfterValidator(_selector), AfterVa
 Order: TypeAlias = Annotated[int | float, PlainValidator(_order)]
 ASNumber: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=0xFFFFFFFF), BeforeValidator(_as_number)]
 PortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match)]
+NumericPortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match), AfterValidator(_numeric)]
 Protocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol)]
 PortedProtocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol), AfterValidator(_ported)]
 Duration: TypeAlias = Annotated[
@@ -335,8 +352,9 @@ IPv6WithPrefix: TypeAlias = Annotated[
     _read((IPv6Interface,), IPv6Interface, "must be an IPv6 address with its prefix length, as fd00::1/64"),
 ]
 AnyPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix)]
-V4Prefix: TypeAlias = Annotated[IPv4Network, PlainValidator(_prefix), _of_version(4)]
-V6Prefix: TypeAlias = Annotated[IPv6Network, PlainValidator(_prefix), _of_version(6)]
-HostPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_prefix), AfterValidator(_host_prefix)]
-RuleNet: TypeAlias = Annotated[Prefix, PlainValidator(_rule_net)]
+V4Net: TypeAlias = Annotated[IPv4Network, PlainValidator(_strict_net), _of_version(4)]
+V6Net: TypeAlias = Annotated[IPv6Network, PlainValidator(_strict_net), _of_version(6)]
+HostPrefix: TypeAlias = Annotated[Prefix, PlainValidator(_strict_net), AfterValidator(_host_prefix)]
+StrictNet: TypeAlias = Annotated[Prefix, PlainValidator(_strict_net)]
 LooseNet: TypeAlias = Annotated[Prefix, PlainValidator(_net)]
+LooseV4Net: TypeAlias = Annotated[IPv4Network, PlainValidator(_net), _of_version(4)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ class NamedPort(Model):
 
 class HostEndpointSpec(Model):
     """One interface of a node: by its name, by an address it has, or all (`*`)."""
+
+    blank_is_absent: ClassVar = frozenset({"interfaceName"})
 
     node: Name
     interface_name: InterfaceOrAll | None = None

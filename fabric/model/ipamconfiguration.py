@@ -42,8 +42,6 @@ class IPAMConfigurationSpec(Model):
     def _fits_together(self) -> Self:
         if not self.strict_affinity and not self.auto_allocate_blocks:
             raise ValueError("autoAllocateBlocks: false needs strictAffinity: true")
-        if self.max_blocks_per_host and not self.strict_affinity:
-            raise ValueError("maxBlocksPerHost needs strictAffinity: true")
         return self
 
 

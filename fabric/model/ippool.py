@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from ipaddress import ip_network
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import AnyPrefix, Flag, SelectorText
+from fabric.model.fields import AnyPrefix, Flag, LocalSelector
 from policy import selector
 
 Encapsulation: TypeAlias = Literal["Never", "Always", "CrossSubnet"]
@@ -17,6 +18,7 @@ Use: TypeAlias = Literal["Workload", "Tunnel", "LoadBalancer"]
 BlockSize: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=128)]
 
 _DEFAULT_USES: tuple[Use, ...] = ("Workload", "Tunnel")
+_LINK_LOCAL = {4: ip_network("169.254.0.0/16"), 6: ip_network("fe80::/10")}
 _BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}
 
 
@@ -26,6 +28,8 @@ def _default_block_size(data: Mapping[str, Any]) -> int:
 
 
 class IPPoolSpec(Model):
+    blank_is_absent: ClassVar = frozenset({"vxlanMode", "ipipMode", "nodeSelector"})
+
     cidr: AnyPrefix
     vxlan_mode: Encapsulation = "Never"
     ipip_mode: Encapsulation = "Never"
@@ -34,8 +38,8 @@ class IPPoolSpec(Model):
     disabled: Flag = False
     disable_bgp_export: Flag = Field(default=False, alias="disableBGPExport")
     block_size: BlockSize = Field(default_factory=_default_block_size)
-    node_selector: SelectorText = "all()"
-    namespace_selector: SelectorText = ""
+    node_selector: LocalSelector = "all()"
+    namespace_selector: LocalSelector = ""
     allowed_uses: Annotated[tuple[Use, ...], BeforeValidator(lambda uses: uses or _DEFAULT_USES)] = (
         _DEFAULT_USES
     )
@@ -50,8 +54,8 @@ class IPPoolSpec(Model):
 
     def _block_rule(self) -> str:
         sizes, cidr = _BLOCK_SIZES[self.cidr.version], self.cidr
-        if cidr.is_link_local:
-            return f"cidr {cidr} is link-local"
+        if cidr.overlaps(link_local := _LINK_LOCAL[cidr.version]):
+            return f"cidr {cidr} overlaps the link-local {link_local}"
         if self.block_size not in sizes:
             return f"blockSize {self.block_size} must be {sizes[0]} to {sizes[-1]} for IPv{cidr.version}"
         if cidr.prefixlen > self.block_size and not self.disabled:
@@ -79,8 +83,6 @@ class IPPoolSpec(Model):
         return "" if every else "a LoadBalancer pool is no node's: nodeSelector must be all()"
 
     def _selector_rule(self) -> str:
-        if selector.parse(self.node_selector) == selector.Global():
-            return "nodeSelector: global() has no meaning for nodes"
         if self.namespace_selector and "Tunnel" in self.allowed_uses:
             return "namespaceSelector excludes the use Tunnel: set allowedUses: [Workload]"
         return ""

@@ -12,6 +12,7 @@ from fabric.model.rule import Rule
 
 
 def profile_name(namespace: str) -> str:
+    """Return what Calico calls the profile of `namespace`."""
     return f"kns.{namespace}"
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fabric.model.base import Means, Model, Resource
+from fabric.model.base import Means, Model, Resource, tree
 from fabric.model.fields import AddressText, ASNumber, IPv4, IPv4WithPrefix, IPv6, IPv6WithPrefix, Mac
 
 
 class NodeBGP(Model):
     """`ipv4_address` is the interface's, with the prefix length that CrossSubnet compares by."""
+
+    blank_is_absent: ClassVar = frozenset(
+        {"ipv4Address", "ipv6Address", "ipv4IPIPTunnelAddr", "routeReflectorClusterID"}
+    )
 
     as_number: Annotated[ASNumber | None, Means("(the cluster's)")] = None
     ipv4_address: IPv4WithPrefix | None = None
@@ -19,8 +23,16 @@ class NodeBGP(Model):
     ipv4_ipip_tunnel_addr: IPv4 | None = Field(default=None, alias="ipv4IPIPTunnelAddr")
     route_reflector_cluster_id: IPv4 | None = Field(default=None, alias="routeReflectorClusterID")
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not tree(self):
+            raise ValueError("must not be empty; leave it out")
+        return self
+
 
 class NodeWireguard(Model):
+    blank_is_absent: ClassVar = frozenset({"interfaceIPv4Address", "interfaceIPv6Address"})
+
     interface_ipv4_address: IPv4 | None = Field(default=None, alias="interfaceIPv4Address")
     interface_ipv6_address: IPv6 | None = Field(default=None, alias="interfaceIPv6Address")
 
@@ -43,6 +55,10 @@ class OrchRef(Model):
 
 
 class NodeSpec(Model):
+    blank_is_absent: ClassVar = frozenset(
+        {"ipv4VXLANTunnelAddr", "vxlanTunnelMACAddr", "ipv6VXLANTunnelAddr", "vxlanTunnelMACAddrV6"}
+    )
+
     bgp: NodeBGP | None = None
     ipv4_vxlan_tunnel_addr: IPv4 | None = Field(default=None, alias="ipv4VXLANTunnelAddr")
     vxlan_tunnel_mac_addr: Mac | None = Field(default=None, alias="vxlanTunnelMACAddr")

@@ -6,7 +6,7 @@ Read and kept; nothing here enforces them yet. Source: calico-semantics §§2, 4
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -76,6 +76,8 @@ class GlobalNetworkPolicySpec(_PolicySpec):
 
 
 class _Staged(Model):
+    blank_is_absent: ClassVar = frozenset({"stagedAction"})
+
     staged_action: StagedAction = "Set"
 
 

@@ -17,14 +17,14 @@ from fabric.model.fields import (
     PortMatch,
     Prefix,
     Protocol,
-    RuleNet,
+    StrictNet,
     broken,
 )
 
 _PORTED = {"TCP", "UDP", "SCTP", 6, 17, 132}
 _ICMP = {4: {"ICMP", 1}, 6: {"ICMPv6", 58}}
 
-Nets = Annotated[tuple[RuleNet, ...], Field(max_length=256)]
+Nets = Annotated[tuple[StrictNet, ...], Field(max_length=256)]
 Ports = Annotated[tuple[PortMatch, ...], Field(max_length=50)]
 
 

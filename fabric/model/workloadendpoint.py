@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -58,6 +58,8 @@ class EndpointPort(Model):
 
 class WorkloadEndpointSpec(Model):
     """`ip_networks` are single addresses, /32 or /128."""
+
+    blank_is_absent: ClassVar = frozenset({"ipv4Gateway", "ipv6Gateway", "interfaceName", "mac"})
 
     orchestrator: LabelOrEmpty = ""
     workload: str = ""

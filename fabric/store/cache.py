@@ -90,6 +90,7 @@ class Journal:
             self.begin(copy.listing)
 
     def remove(self) -> None:
+        """Take the file away, if there is one."""
         self._path.unlink(missing_ok=True)
 
     def _check_origin(self, line: str) -> None:

@@ -26,7 +26,7 @@ import grpc.aio
 from fabric import config as configuration
 from fabric.config import NO_CREDENTIALS, Config, Credentials
 from fabric.errors import Compacted, ConfigError, Conflict, StoreError
-from fabric.store.kv import Changes, Delete, Guard, KeyValue, Listing, Put, Txn
+from fabric.store.kv import Changes, Delete, Guard, KeyValue, Listing, Put, Txn, Unwritten
 from fabric.store.member import DEADLINE, Doing, Member
 from fabric.store.stubs import kv_pb2, rpc_pb2
 
@@ -85,14 +85,14 @@ class Etcd:
 
     async def commit(self, txn: Txn) -> int:
         request = rpc_pb2.TxnRequest(
-            compare=[_compare(guard) for guard in txn.guards],
+            compare=[*map(_compare, txn.guards), *map(_compare_all, txn.unwritten)],
             success=[_operation(op) for op in txn.ops],
             failure=[_read_guarded(guard) for guard in txn.guards],
         )
         doing = _writing(txn)
         response = await self._call("Txn", request, doing)
         if not response.succeeded:
-            raise _conflict(doing.what, txn.guards, response)
+            raise _conflict(doing.what, txn, response)
         return int(response.header.revision)
 
     async def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:
@@ -253,12 +253,15 @@ def _watching(prefix: str, after: int) -> Doing:
     )
 
 
-def _conflict(what: str, guards: Sequence[Guard], response: Any) -> Conflict:
+def _conflict(what: str, txn: Txn, response: Any) -> Conflict:
     found = [sum(kv.mod_revision for kv in r.response_range.kvs) for r in response.responses]
     wrong = [
         f"{guard.key} is at revision {revision}, not {guard.revision}"
-        for guard, revision in zip(guards, found, strict=True)
+        for guard, revision in zip(txn.guards, found, strict=True)
         if revision != guard.revision
+    ]
+    wrong = wrong or [
+        f"a key below {u.prefix} was written after revision {u.revision}" for u in txn.unwritten
     ]
     return Conflict(f"{what}: {'; '.join(wrong)} (0: absent); nothing was written; read again, decide again")
 
@@ -290,6 +293,15 @@ def _compare(guard: Guard) -> Any:
         target=rpc_pb2.Compare.MOD,
         key=_bytes(guard.key),
         mod_revision=guard.revision,
+    )
+
+
+def _compare_all(unwritten: Unwritten) -> Any:
+    return rpc_pb2.Compare(
+        result=rpc_pb2.Compare.LESS,
+        target=rpc_pb2.Compare.MOD,
+        mod_revision=unwritten.revision + 1,
+        **_below(unwritten.prefix),
     )
 
 

@@ -50,11 +50,20 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwritten:
+    """The transaction holds only if no key below `prefix` was written after `revision`; a deletion is not seen."""
+
+    prefix: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Txn:
     """All of `ops` if every guard holds, else nothing."""
 
     guards: tuple[Guard, ...]
     ops: tuple[Put | Delete, ...]
+    unwritten: tuple[Unwritten, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class KeyValueStore(Protocol):
         """Run `txn` and return its revision.
 
         Raises:
-            Conflict: a guard did not hold; nothing was written, and the message names the keys.
+            Conflict: a guard did not hold; nothing was written, and the message names the keys or prefixes.
         """
 
     def watch(self, prefix: str, after: int) -> AsyncGenerator[Changes, None]:

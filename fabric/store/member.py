@@ -151,16 +151,20 @@ class Member:
         if not self._logged_in:
             await self.log_in(doing)
         used = self.metadata
-        call = getattr(self._kv, method)
         try:
-            return await self.answer(call(request, timeout=DEADLINE, metadata=used), doing)
+            return await self._called(method, request, doing)
         except StoreError as err:
             if not self._is_stale(err.__cause__):
                 raise
         if self.metadata is used:  # nobody else has renewed it meanwhile
             self.log_out()
             await self.log_in(doing)
-        return await self.answer(call(request, timeout=DEADLINE, metadata=self.metadata), doing)
+        return await self._called(method, request, doing)
+
+    async def _called(self, method: str, request: Any, doing: Doing) -> Any:
+        # The stub is looked up at each call: new certificates bring a new one.
+        call = getattr(self._kv, method)(request, timeout=DEADLINE, metadata=self.metadata)
+        return await self.answer(call, doing)
 
     def open_watch(self) -> Any:
         """Return a new watch stream, not yet opened; log in first."""
@@ -172,15 +176,19 @@ class Member:
         Raises:
             StoreError: wrong name or password, or no answer; what was to be done was not begun.
         """
-        async with self._login:
+        before = Doing(doing.what, doing.refused, f"{doing.refused}; try again", doing.right)
+        await self.answer(self._fetch_token(before), before)
+
+    async def _fetch_token(self, doing: Doing) -> None:
+        # The deadline counts the wait for others too: of many callers each would else wait for all before it.
+        async with asyncio.timeout(DEADLINE), self._login:
             if self._logged_in:
                 return
             request = rpc_pb2.AuthenticateRequest(
                 name=self._credentials.user, password=_password(self._credentials)
             )
-            before = Doing(doing.what, doing.refused, f"{doing.refused}; try again", doing.right)
             try:
-                answer = await self.answer(self._auth.Authenticate(request, timeout=DEADLINE), before)
+                answer = await self.answer(self._auth.Authenticate(request), doing)
             except StoreError as err:
                 if "authentication is not enabled" not in str(err):
                     raise

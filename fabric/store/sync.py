@@ -4,7 +4,7 @@
      ▲                     │ any StoreError, compaction included
      └── back-off ◀── Lost ┘   (the list after it comes out as Changes against what was told before)
 
-The reader is in sync from the Listing on, and out of sync from a Lost to the next event. To tell
+The reader is in sync from the Listing on, and out of sync from a Lost to the next event that is none. To tell
 differences only, a hash of each item is kept, never a value.
 """
 
@@ -39,19 +39,19 @@ Event: TypeAlias = Listing | Changes | Lost
 async def follow(kv: KeyValueStore, prefix: str) -> AsyncGenerator[Event, None]:
     """Yield everything below `prefix`, then each change to it, through every outage.
 
-    The first Listing is the only one. A Lost comes once an outage, also before the Listing; the next
-    event after it says what changed meanwhile, as Changes that may be empty, whose puts keep their own
-    revisions, and whose `present` says what there is. Never ends by itself and never raises StoreError.
-    Close it with `aclosing`.
+    The first Listing is the only one. A Lost comes once for each reason of an outage, also before the
+    Listing: "the stream ended" is seldom why it does not come back. The next other event says what changed
+    meanwhile, as Changes that may be empty, whose puts keep their own revisions, and whose `present` says
+    what there is. Never ends by itself and never raises StoreError. Close it with `aclosing`.
     """
     told = _Told()
     delay = FIRST_DELAY
-    lost = False
+    reasons: set[str] = set()
     while True:
         synced_at = None
         try:
             yield told.listing(await kv.list(prefix))
-            lost, synced_at = False, _now()
+            reasons, synced_at = set(), _now()
             async with aclosing(kv.watch(prefix, after=told.revision)) as stream:
                 async for changes in stream:
                     told.changes(changes)
@@ -61,8 +61,8 @@ async def follow(kv: KeyValueStore, prefix: str) -> AsyncGenerator[Event, None]:
         # A list that works does not end an outage whose watches do not: only time in sync does.
         if synced_at is not None and _now() - synced_at > LONGEST_DELAY:
             delay = FIRST_DELAY
-        if not lost:
-            lost = True
+        if reason not in reasons:
+            reasons.add(reason)
             yield Lost(reason)
         await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         delay = min(2 * delay, LONGEST_DELAY)

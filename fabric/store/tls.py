@@ -21,6 +21,7 @@ from fabric.errors import ConfigError
 PATIENCE = 2.0  # seconds for connection, handshake and first answer together
 # HTTP/2's connection preface and an empty SETTINGS frame (RFC 9113 §3.4): whoever speaks it answers.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_BEGIN = "-----BEGIN"  # of anything in PEM
 _TLS_ALERT = b"\x15\x03"
 _NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
 _HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
@@ -183,9 +184,10 @@ def _load_pair(context: ssl.SSLContext, cert: bytes, key: bytes, credentials: Cr
                 why = f"is not the key of the certificate {_shown(credentials.cert)}"
                 raise ConfigError(_unusable("etcd_key", credentials.key, why)) from err
             names = f"{_shown(credentials.cert)} and {_shown(credentials.key)}"
+            why = f" ({err.reason.replace('_', ' ').lower()})" if err.reason else ""
             raise ConfigError(
-                f"etcd_cert and etcd_key: {names} are no certificate and key in PEM, without a passphrase; nothing "
-                "was sent; mend them"
+                f"etcd_cert and etcd_key: {names} are no certificate and key in PEM, without a passphrase{why}; "
+                "nothing was sent; mend them"
             ) from err
 
 
@@ -200,9 +202,14 @@ def _bytes(value: str, setting: str) -> bytes | None:
     if _inline(value):
         return value.encode()
     try:
-        return Path(value).read_bytes()
+        content = Path(value).read_bytes()
     except OSError as err:
         raise ConfigError(_unusable(setting, value, f"cannot be read: {err.strerror}")) from err
+    # An empty file may be one that is being written. As a CA it would stand for all the public ones, and for a
+    # key gRPC aborts the process.
+    if _BEGIN.encode() not in content:
+        raise ConfigError(_unusable(setting, value, "holds nothing in PEM"))
+    return content
 
 
 def _unusable(setting: str, value: str, why: str) -> str:
@@ -210,7 +217,7 @@ def _unusable(setting: str, value: str, why: str) -> str:
 
 
 def _inline(value: str) -> bool:
-    return "-----BEGIN" in value
+    return _BEGIN in value
 
 
 def _shown(value: str) -> str:

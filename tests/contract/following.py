@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from itertools import pairwise
 
 from fabric.config import NO_CREDENTIALS, Credentials
 from fabric.errors import StoreError
@@ -60,7 +61,9 @@ class Reader:
 
     @property
     def kinds(self) -> list[str]:
-        return [type(event).__name__ for event in self.events]
+        """What was told, in order; an outage is one Lost, however many reasons it had."""
+        kinds = [type(event).__name__ for event in self.events]
+        return [kind for before, kind in pairwise(["", *kinds]) if not before == kind == "Lost"]
 
 
 @asynccontextmanager

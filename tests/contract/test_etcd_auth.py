@@ -16,6 +16,7 @@ from fabric.config import Credentials
 from fabric.errors import StoreError
 from fabric.store.etcd import SILENCE
 from fabric.store.kv import Delete, Put, Txn
+from fabric.store.member import DEADLINE as OF_A_CALL
 from fabric.store.sync import Lost, follow
 from tests.contract.etcd_server import EtcdServer
 from tests.contract.following import DEADLINE, opened, put, reading, until
@@ -93,6 +94,23 @@ async def test_tokens_expire_under_calls_and_under_an_idle_watch_and_nobody_noti
             await put(kv, a="1")
             await until(lambda: reader.state == {"/t/a": "1"})
             assert "Lost" not in reader.kinds
+
+
+async def test_of_many_callers_none_waits_for_the_logins_of_the_others(
+    server: EtcdServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("wrong")
+    async with opened(server.url, credentials=Credentials(user="node", password_file=str(file))) as kv:
+        with pytest.raises(StoreError, match="wrong name or password"):
+            await kv.get("/t/a")
+        file.write_text("node")
+        with server.frozen():
+            started = time.monotonic()
+            results = await asyncio.gather(*(kv.get("/t/a") for _ in range(5)), return_exceptions=True)
+            assert time.monotonic() - started < 2 * OF_A_CALL
+        assert {"no answer within 3 s" in str(result) for result in results} == {True}
+        await kv.get("/t/a")
 
 
 async def test_a_changed_password_is_read_from_its_file(server: EtcdServer, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ async def test_a_silent_member_is_left_and_what_came_and_was_compacted_meanwhile
             rest[0].ctl("compact", str(revision))
             await until(lambda: reader.state == {"/t/a": "2"})
             assert time.monotonic() - started < WITHIN
-            (lost,) = [event for event in reader.events if isinstance(event, Lost)]
+            lost = next(event for event in reader.events if isinstance(event, Lost))
             assert member.url in lost.reason
 
 

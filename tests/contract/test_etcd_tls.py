@@ -152,6 +152,8 @@ async def test_the_name_in_a_client_certificate_is_a_user(tmp_path: Path) -> Non
         ("no CA in it", "etcd_ca: .*/client.key holds no certificate in PEM"),
         ("another's key", "etcd_key: .*/other.key is not the key of the certificate .*/client.pem"),
         ("no certificate", "etcd_cert and etcd_key: .* no certificate and key in PEM"),
+        ("an empty CA", "etcd_ca: .*/empty holds nothing in PEM"),
+        ("an empty key", "etcd_key: .*/empty holds nothing in PEM"),
     ],
 )
 async def test_unusable_files_are_refused_before_anything_is_sent(
@@ -160,11 +162,14 @@ async def test_unusable_files_are_refused_before_anything_is_sent(
     ca = Authority(tmp_path)
     cert, key = ca.issue("client")
     _, other = ca.issue("other")
+    (empty := tmp_path / "empty").touch()
     credentials = {
         "absent CA": Credentials("/absent.pem"),
         "no CA in it": Credentials(key),
         "another's key": Credentials(ca.path, cert, other),
         "no certificate": Credentials(ca.path, key, key),
+        "an empty CA": Credentials(str(empty)),
+        "an empty key": Credentials(ca.path, cert, str(empty)),
     }[case]
     with pytest.raises(ConfigError, match=f"{said}.*; nothing was sent; mend"):
         Etcd(["https://127.0.0.1:1"], credentials)

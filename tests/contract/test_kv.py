@@ -12,7 +12,7 @@ import pytest
 
 from fabric.errors import Compacted, ConfigError, Conflict, StoreError
 from fabric.store.etcd import SILENCE, Etcd
-from fabric.store.kv import Changes, Delete, Guard, KeyValue, KeyValueStore, Listing, Put, Txn
+from fabric.store.kv import Changes, Delete, Guard, KeyValue, KeyValueStore, Listing, Put, Txn, Unwritten
 from tests.contract.etcd_server import EtcdServer
 from tests.contract.following import delete, opened, put, reading, retried, take, until
 from tests.fakes.etcd import FakeEtcd
@@ -162,6 +162,21 @@ async def test_a_conflict_names_the_keys_and_writes_nothing(stage: Stage) -> Non
     assert "/t/b is" not in str(caught.value)
     listing = await stage.kv.list("/t/")
     assert (listing.revision, [item.value for item in listing.items]) == (second, ["2", "1"])
+
+
+@both
+async def test_a_write_under_a_prefix_spoils_a_transaction_that_wants_none_and_one_beside_it_does_not(
+    stage: Stage,
+) -> None:
+    quiet = Unwritten("/t/", await put(stage.kv, a="1"))
+    await stage.kv.commit(Txn((), (Put("/t0", "beside"),)))
+    await stage.kv.commit(Txn((), (Put("/s/b", "1"),), (quiet, Unwritten("/nothing/", 0))))
+    written = await put(stage.kv, b="1")
+    with pytest.raises(Conflict, match=f"below /t/ was written after revision {quiet.revision}"):
+        await stage.kv.commit(Txn((Guard("/t/b", written),), (Put("/s/b", "lost"),), (quiet,)))
+    item = await stage.kv.get("/s/b")
+    assert item is not None
+    assert item.value == "1"
 
 
 @both
@@ -358,22 +373,16 @@ async def test_a_store_that_lost_its_data_is_told_as_deletions(stage: Stage) -> 
 # The real one only: what the network and the process do
 
 
-async def test_a_frozen_etcd_is_noticed_by_each_call(server: EtcdServer) -> None:
-    async with opened(server.url) as kv:
-        await put(kv, a="1")
-        with server.frozen():
-            started = time.monotonic()
-            with pytest.raises(StoreError, match=r"get of /t/a: etcd http://127\..*DEADLINE_EXCEEDED"):
-                await kv.get("/t/a")
-        assert time.monotonic() - started < 5
-        await retried(lambda: put(kv, a="2"))
-
-
-async def test_a_frozen_etcd_is_noticed_by_an_idle_watch_within_ten_seconds(server: EtcdServer) -> None:
+async def test_a_frozen_etcd_is_noticed_by_each_call_and_within_ten_seconds_by_an_idle_watch(
+    server: EtcdServer,
+) -> None:
     async with opened(server.url) as kv, reading(kv) as reader:
         await until(lambda: len(reader.events) == 1)
         with server.frozen():
             started = time.monotonic()
+            with pytest.raises(StoreError, match=r"get of /t/a: etcd http://127\..*DEADLINE_EXCEEDED"):
+                await kv.get("/t/a")
+            assert time.monotonic() - started < 5
             await until(lambda: reader.kinds == ["Listing", "Lost"])
             assert time.monotonic() - started < 10
         await retried(lambda: put(kv, a="1"))

@@ -66,6 +66,12 @@ class FakeEtcd:
         if wrong := [guard for guard in txn.guards if found[guard.key] != guard.revision]:
             texts = [f"{g.key} is at revision {found[g.key]}, not {g.revision}" for g in wrong]
             raise Conflict(f"commit: {'; '.join(texts)}; nothing was written")
+        for below in txn.unwritten:
+            if any(
+                i.key.startswith(below.prefix) and i.revision > below.revision for i in self._items.values()
+            ):
+                what = f"a key below {below.prefix} was written after revision {below.revision}"
+                raise Conflict(f"commit: {what}; nothing was written")
         self._write(txn)
         return self.revision
 

@@ -155,6 +155,13 @@ def test_the_first_file_there_is_is_read(tmp_path: Path) -> None:
         ("kind: CalicoAPIConfig\nspec: {etcdDiscoverySrv: example.com}", "ETCD_ENDPOINTS"),
         ("kind: CalicoAPIConfig\nspec: {etcdKey: a, etcdKeyFile: b}", "both a file and inline"),
         ("kind: CalicoAPIConfig\nspec: 5", "spec: must hold settings"),
+        ("etcd: 2026-99-99", "looks like a date or a number and is none"),
+        ("etcd: !!int x", "looks like a date or a number and is none"),
+        ("[" * 5000, "nested too deep"),
+        ("etcd: a:1\netcd: b:1", 'cfg:2: "etcd" is given twice'),
+        ("? [a]\n: 1", "cfg:1: not readable as YAML"),
+        ("#" * (1 << 20) + "\netcd: a:1", "is larger than 1 MiB"),
+        ('etcd: a:1\netcd_ca: "\\0"', "etcd_ca: holds bytes that are no UTF-8, or a NUL"),
     ],
 )
 def test_a_broken_file_is_refused_with_the_place_and_the_way_out(
@@ -168,6 +175,8 @@ def test_a_broken_file_is_refused_with_the_place_and_the_way_out(
 
 
 def test_a_password_is_never_repeated_in_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'"https://…@a:1": must be HOST:PORT'):
+        load(None, {"FABRICCTL_CONFIG": "/dev/null", "ETCD_ENDPOINTS": "https://u:hunter2@a:1"})
     path = written(tmp_path / "fabricctl.cfg", 'etcd_password: "hunter2" hunter2\n')
     with pytest.raises(ConfigError) as caught:
         load(path, {})
@@ -211,11 +220,20 @@ def test_without_an_endpoint_the_message_says_how_to_give_one() -> None:
 @pytest.mark.parametrize(
     "text",
     ["192.0.2.10", ":2379", "a:port", " ,", "//a:1x", "a:0", "a:65536", "2001:db8::1:2379", "u:p@a:1", "a b:1",
-     "ftp://a:1", "https://a", "https://a:1/x"],
+     "ftp://a:1", "https://a", "https://a:1/x", "a:١٢", "[:::::]:1", "[::1%eth0]:1", ".a:1", "a..b:1",
+     f"{'a' * 64}:1", "a\x01:1"],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"must be HOST:PORT.*said by --etcd; nothing was done"):
+    with pytest.raises(ConfigError, match=r"must be HOST:PORT.*; nothing was done; correct it in --etcd"):
         load(None, {"FABRICCTL_CONFIG": "/dev/null"}, {"etcd": text})
+
+
+def test_what_cannot_be_sent_is_refused() -> None:
+    env = {"FABRICCTL_CONFIG": "/dev/null", "ETCD_USERNAME": "u", "ETCD_PASSWORD": "\udcff"}
+    with pytest.raises(
+        ConfigError, match=r"ETCD_PASSWORD: holds bytes that are no UTF-8.*; nothing was done"
+    ):
+        load(None, env)
 
 
 def test_an_empty_flag_is_refused() -> None:

@@ -47,8 +47,7 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
             {"bgp": {"ipv4Address": "192.0.2.1/24", "routeReflectorClusterID": "1.0.0.1"}, "wireguard": {}},
             ("spec.bgp.routeReflectorClusterID", "spec.wireguard"),
         ),
-        ("ClusterInformation", {"datastoreReady": True, "clusterType": "x"}, ()),
-        ("ClusterInformation", {"datastoreReady": False}, ("spec.datastoreReady",)),
+        ("ClusterInformation", {"datastoreReady": False, "clusterType": "x"}, ()),
         (
             "FelixConfiguration",
             {"ipForwarding": "Disabled", "ipv6Support": True, "bpfEnabled": True},

@@ -42,6 +42,18 @@ def test_words_are_taken_in_any_case(word: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "rule"),
     [
+        (
+            {"kubeNodePortRanges": ["30000:32767", "http"]},
+            'spec.kubeNodePortRanges[1]: "http": must be a port or MIN:MAX, and not the name of a port',
+        ),
+        (
+            {"externalNodesList": ["fd00::/64"]},
+            'spec.externalNodesList[0]: "fd00::/64": must be an IPv4 prefix',
+        ),
+        (
+            {"routeTableRange": {"min": 1, "max": 251}},
+            "spec.routeTableRange.max: 251: must be less than or equal to 250",
+        ),
         ({"bpfEnabled": "yes"}, 'spec.bpfEnabled: "yes": must be a valid boolean'),
         ({"ipipMTU": "1440"}, 'spec.ipipMTU: "1440": must be a valid integer'),
         (

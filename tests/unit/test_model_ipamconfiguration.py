@@ -59,7 +59,6 @@ def test_what_is_absent_in_the_datastore_is_false() -> None:
     ("spec", "rule"),
     [
         ({"autoAllocateBlocks": False}, "spec: autoAllocateBlocks: false needs strictAffinity: true"),
-        ({"maxBlocksPerHost": 1}, "spec: maxBlocksPerHost needs strictAffinity: true"),
         (
             {"strictAffinity": True, "maxBlocksPerHost": 1_000_001},
             "spec.maxBlocksPerHost: 1000001: must be less than or equal to 1000000",

@@ -8,6 +8,12 @@ from fabric.model.ippool import IPPool
 from fabric.model.wire import from_json, to_json
 from fabric.model.yaml import dump, load_resources
 
+LINK_LOCAL = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
+
+
+def _may_be_a_pool(network: IPv4Network | IPv6Network) -> bool:
+    return not any(network.overlaps(prefix) for prefix in LINK_LOCAL)
+
 
 def networks() -> st.SearchStrategy[IPv4Network | IPv6Network]:
     v4 = st.tuples(st.integers(1, 0xDFFFFFFF), st.integers(8, 20)).map(
@@ -16,7 +22,7 @@ def networks() -> st.SearchStrategy[IPv4Network | IPv6Network]:
     v6 = st.tuples(st.integers(0, (1 << 112) - 1), st.integers(16, 116)).map(
         lambda pair: IPv6Network(((0xFD00 << 112 | pair[0]) >> (128 - pair[1]) << (128 - pair[1]), pair[1]))
     )
-    return (v4 | v6).filter(lambda network: not network.is_link_local)
+    return (v4 | v6).filter(_may_be_a_pool)
 
 
 settings = st.fixed_dictionaries(

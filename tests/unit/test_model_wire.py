@@ -91,7 +91,9 @@ def test_a_resource_of_another_group_is_kept_whatever_its_kind() -> None:
             {"cidr": "192.167.0.0/12"},
             'spec.cidr: "192.167.0.0/12": has host bits set; the prefix around it is 192.160.0.0/12',
         ),
-        ({"cidr": "169.254.0.0/16"}, "spec: cidr 169.254.0.0/16 is link-local"),
+        ({"cidr": "169.254.0.0/16"}, "spec: cidr 169.254.0.0/16 overlaps the link-local 169.254.0.0/16"),
+        ({"cidr": "160.0.0.0/4"}, "spec: cidr 160.0.0.0/4 overlaps the link-local 169.254.0.0/16"),
+        ({"cidr": "fe00::/8"}, "spec: cidr fe00::/8 overlaps the link-local fe80::/10"),
         ({"cidr": "10.0.0.0/16", "blockSize": 33}, "spec: blockSize 33 must be 20 to 32 for IPv4"),
         ({"cidr": "fd00::/64", "blockSize": 64}, "spec: blockSize 64 must be 116 to 128 for IPv6"),
         ({"cidr": "10.0.0.0/28"}, "spec: cidr 10.0.0.0/28 is smaller than one block, /26"),
@@ -123,7 +125,10 @@ def test_a_resource_of_another_group_is_kept_whatever_its_kind() -> None:
         ),
         (
             {"cidr": "10.0.0.0/16", "nodeSelector": "global()"},
-            "spec: nodeSelector: global() has no meaning for nodes",
+            (
+                'spec.nodeSelector: "global()": global() has a meaning in the namespaceSelector of a rule\'s source or '
+                "destination only"
+            ),
         ),
         (
             {"cidr": "10.0.0.0/16", "namespaceSelector": "all()"},
@@ -158,7 +163,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         ("BGPPeer", {"peerIP": "192.0.2.1:0"}, f'spec.peerIP: "192.0.2.1:0": {PEER_IP}'),
         ("BGPPeer", {"peerIP": "[192.0.2.1]:179"}, f'spec.peerIP: "[192.0.2.1]:179": {PEER_IP}'),
         ("BGPPeer", {"peerIP": "192.0.2"}, f'spec.peerIP: "192.0.2": {PEER_IP}'),
-        ("BGPPeer", {"peerIP": ""}, f'spec.peerIP: "": {PEER_IP}'),
+        ("BGPPeer", {"peerIP": " "}, f'spec.peerIP: " ": {PEER_IP}'),
         (
             "BGPPeer",
             {"peerSelector": "all()", "asNumber": 1},
@@ -223,6 +228,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         ),
         ("BGPConfiguration", {"listenPort": 0}, "spec.listenPort: 0: must be greater than or equal to 1"),
         ("Node", [], "spec: must be a mapping"),
+        ("Node", {"bgp": {"ipv4Address": ""}}, "spec.bgp: must not be empty; leave it out"),
         ("HostEndpoint", {"interfaceName": "eth0"}, "spec.node: is required"),
         ("HostEndpoint", {"node": "n"}, "spec: needs interfaceName or expectedIPs"),
         (

@@ -49,6 +49,7 @@ class Reader:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.state: dict[str, KeyValue] = {}
+        self.reasons: set[str] = set()  # of the outage
         self.in_sync = False
 
     async def run(self, kv: FakeEtcd) -> None:
@@ -62,8 +63,10 @@ class Reader:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Lost():
-                assert not self.events or self.in_sync, "an outage is told once"
+            case Lost(reason):
+                self.reasons = set() if self.in_sync else self.reasons
+                assert reason not in self.reasons, "told before"
+                self.reasons.add(reason)
                 self.in_sync = False
             case Listing(items=items):
                 assert not any(isinstance(old, Listing | Changes) for old in self.events), "once"
@@ -164,6 +167,36 @@ def test_an_outage_of_an_hour_costs_about_one_call_per_longest_delay(flapping: b
         assert 0.8 < rounds / (3600 / LONGEST_DELAY) < 1.3
 
     run(hour())
+
+
+class Refusing(FakeEtcd):
+    """Refuses one list for each of `reasons`, and the later ones for the last of them."""
+
+    reasons: tuple[str, ...] = (
+        "stream ended",
+        "connection refused",
+        "stream ended",
+        "certificate not trusted",
+    )
+
+    async def list(self, prefix: str) -> Listing:
+        reason, *rest = self.reasons
+        self.reasons = tuple(rest) or (reason,)
+        raise StoreError(reason)
+
+
+def test_each_reason_of_an_outage_is_told_once() -> None:
+    async def main() -> None:
+        reader = Reader()
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(reader.run(Refusing()))
+            await asyncio.sleep(20 * LONGEST_DELAY)
+            following.cancel()
+        assert reader.events == list(
+            map(Lost, ["stream ended", "connection refused", "certificate not trusted"])
+        )
+
+    run(main())
 
 
 def test_what_came_and_went_unseen_is_told_by_its_absence() -> None:
