@@ -13,15 +13,17 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import collapse_addresses, ip_network
+from typing import Literal
 
 from fabric.errors import ConfigError, Exhausted, NotFound, Taken
 from fabric.ipam import block as blocks
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.config import DEFAULT_MAX_BLOCKS
+from fabric.ipam.records import Affinity
 from fabric.ipam.types import Address, Prefix, order
-from fabric.ipam.view import Affinity, Change, Stored, View
-from fabric.model.ippool import IPPool, Use
+from fabric.ipam.view import Change, Stored, View
+from fabric.model.ippool import IPPool
 from policy import selector
 
 RECLAIM_AFTER = timedelta(seconds=60)  # an empty block of another node may be one it has just claimed
@@ -29,10 +31,13 @@ RECLAIM_AFTER = timedelta(seconds=60)  # an empty block of another node may be o
 
 @dataclass(frozen=True)
 class Demand:
-    """Who wants an address, and what it may be: `pools` are names or prefixes asked for, () for any."""
+    """Who wants an address, and what it may be: `pools` are names or prefixes asked for, () for any.
+
+    No node wants one for the use LoadBalancer: a service's controller claims those, in its own name.
+    """
 
     owner: Owner
-    use: Use = "Workload"
+    use: Literal["Workload", "Tunnel"] = "Workload"
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     pools: tuple[str, ...] = ()
 
@@ -76,7 +81,7 @@ def automatic(view: View, version: int, demand: Demand, at: datetime) -> Assignm
             "`fabricctl ipam configure`, or remove workloads"
         )
     if found := _unclaimed(view, pools) or _reclaimable(view, pools, at):
-        return _claimed(view, found, demand, at)
+        return _claimed(view, pools, found, demand, at)
     if view.config.strict_affinity:
         raise Exhausted(
             f"{_full(view, pools)}, no block is left to claim, and strict affinity forbids to borrow; nothing was "
@@ -127,9 +132,8 @@ def exact(view: View, address: Address, demand: Demand, at: datetime) -> Assignm
             f"address {address}: its block would be {prefix}, but {rival} of an older block size is still in use; "
             "nothing was allocated; choose an address inside that block, or another"
         )
-    fresh = blocks.new(prefix, view.node, at)
-    fresh = blocks.allocate_exact(fresh, address, demand.owner)
-    return _stored(view, Stored(fresh, 0), fresh, address, demand)
+    fresh = blocks.allocate_exact(blocks.new(prefix, view.node, at), address, demand.owner)
+    return _while_stands(view, pool, _stored(view, Stored(fresh, 0), fresh, address, demand))
 
 
 def release(
@@ -174,10 +178,7 @@ def hand_back(view: View, node: str, prefix: Prefix) -> Change:
     if stored is None or stored.block.node != node:
         return Change(affinities=affinities)
     left = None if stored.block.empty else blocks.without_affinity(stored.block)
-    # No record read: one may come meanwhile, so its absence is held to.
-    return Change(
-        blocks={prefix: (left, stored.revision)}, affinities=affinities or {(node, prefix): (False, 0)}
-    )
+    return Change(blocks={prefix: (left, stored.revision)}, affinities=affinities)
 
 
 def candidate_pools(view: View, version: int, demand: Demand) -> tuple[IPPool, ...]:
@@ -215,7 +216,7 @@ def _selects_namespace(pool: IPPool, labels: Mapping[str, str]) -> bool:
     return not text or selector.parse(text).matches(labels)
 
 
-def _serves(pool: IPPool, use: Use) -> bool:
+def _serves(pool: IPPool, use: str) -> bool:
     return is_open(pool) and use in pool.spec.allowed_uses
 
 
@@ -267,31 +268,27 @@ def _refuse_at_limit(view: View, version: int, pools: Sequence[IPPool]) -> None:
 
 def _unclaimed(view: View, pools: Sequence[IPPool]) -> Prefix | None:
     for pool in pools:
+        size, inside = pool.spec.block_size, [p for p in view.blocks if p.overlaps(pool.spec.cidr)]
         # A pool made anew with another block size leaves blocks of the old size behind, still in use.
-        odd = [p for p in view.blocks if p.prefixlen != pool.spec.block_size and p.overlaps(pool.spec.cidr)]
-        for prefix in walk(pool, view.node, view.reserved):
-            if prefix not in view.blocks and not any(map(prefix.overlaps, odd)) and _has_room(view, prefix):
-                return prefix
+        larger = [p for p in inside if p.prefixlen < size]
+        taken = {p.supernet(new_prefix=size) for p in inside if p.prefixlen >= size}
+        free = (p for p in walk(pool, view.node, (*view.reserved, *larger)) if p not in taken)
+        if prefix := next(free, None):
+            return prefix
     return None
 
 
 def _reclaimable(view: View, pools: Sequence[IPPool], at: datetime) -> Prefix | None:
     for stored in _all_blocks(view, pools):
-        block = stored.block
+        block = blocks.cooled(stored.block, at, view.config.cooldown)
         foreign = block.node not in (None, view.node)
-        idle = block.empty and not block.deleted and block.claimed_before(at - RECLAIM_AFTER)
-        if foreign and idle and _has_room(view, block.prefix):
+        idle = block.empty and block.claimed_before(at - RECLAIM_AFTER)
+        if foreign and idle and blocks.usable(block, view.reserved) is not None:
             return block.prefix
     return None
 
 
-def _has_room(view: View, prefix: Prefix) -> bool:
-    """Whether an empty block there would have an address that is not reserved."""
-    near = [reserved for reserved in view.reserved if reserved.overlaps(prefix)]
-    return not near or any(not any(address in reserved for reserved in near) for address in prefix)
-
-
-def _claimed(view: View, prefix: Prefix, demand: Demand, at: datetime) -> Assignment:
+def _claimed(view: View, pools: Sequence[IPPool], prefix: Prefix, demand: Demand, at: datetime) -> Assignment:
     """Take a free address of `prefix`: of a block that is not there, or that another node holds empty."""
     stored = view.blocks.get(prefix)
     fresh = blocks.new(prefix, view.node, at)
@@ -299,12 +296,19 @@ def _claimed(view: View, prefix: Prefix, demand: Demand, at: datetime) -> Assign
         fresh = replace(fresh, sequence=max(fresh.sequence, stored.block.sequence + 1))
     block, address = blocks.allocate(fresh, demand.owner, view.reserved)
     made = _stored(view, stored or Stored(block, 0), block, address, demand)
-    if stored is None:
-        return made
-    loser = str(stored.block.node)
-    record = view.affinities.get((loser, prefix), Affinity("", 0))
-    affinities = {**made.change.affinities, (loser, prefix): (False, record.revision)}
-    return Assignment(address, replace(made.change, affinities=affinities))
+    if stored:
+        loser = str(stored.block.node)
+        record = view.affinities.get((loser, prefix), Affinity("", 0))
+        affinities = {**made.change.affinities, (loser, prefix): (False, record.revision)}
+        made = replace(made, change=replace(made.change, affinities=affinities))
+    return _while_stands(view, next(pool for pool in pools if within(prefix, pool)), made)
+
+
+def _while_stands(view: View, pool: IPPool, made: Assignment) -> Assignment:
+    """Have the claim lose against whoever disables, resizes or deletes `pool` meanwhile."""
+    name = pool.metadata.name
+    guarded = replace(made.change, pools={name: view.pool_revisions.get(name, 0)})
+    return replace(made, change=guarded)
 
 
 def _assigned(view: View, stored: Stored, block: Block, demand: Demand) -> Assignment:
@@ -336,28 +340,30 @@ def _all_blocks(view: View, pools: Sequence[IPPool]) -> Iterator[Stored]:
         yield from sorted(inside, key=lambda s: (_index(pool, s.block.prefix) - start) % count)
 
 
-def walk(pool: IPPool, node: str, reserved: Sequence[Prefix] = ()) -> Iterator[Prefix]:
-    """Yield every block of `pool` once, less those wholly in one of `reserved`.
+def walk(pool: IPPool, node: str, closed: Sequence[Prefix] = ()) -> Iterator[Prefix]:
+    """Yield every block of `pool` once, less those that lie wholly in `closed`, taken together.
 
     It goes in a circle that starts at a place of the node's own: nodes that claim at the same moment
     thus rarely want the same block.
     """
-    cidr, size = pool.spec.cidr, pool.spec.block_size
-    count, start = _block_count(pool), _start(pool, node)
-    # Blocks to pass over, by index: a reservation may be too large to walk through (half an IPv6 /64).
-    gaps = [
-        (_index(pool, r), _index(pool, r) + (1 << (size - r.prefixlen)))
-        for r in reserved
-        if r.version == cidr.version and r.prefixlen <= size and r.overlaps(cidr)
-    ]
-    for begin, end in ((start, count), (0, start)):
-        i = begin
-        while i < end:
-            if gap_end := max((last for first, last in gaps if first <= i < last), default=0):
-                i = gap_end
-                continue
+    cidr, size, start = pool.spec.cidr, pool.spec.block_size, _start(pool, node)
+    ranges = _open_ranges(pool, closed)
+    onward = ((max(first, start), end) for first, end in ranges)
+    around = ((first, min(end, start)) for first, end in ranges)
+    for first, end in (*onward, *around):
+        for i in range(first, end):
             yield type(cidr)((int(cidr.network_address) + (i << (cidr.max_prefixlen - size)), size))
-            i += 1
+
+
+def _open_ranges(pool: IPPool, closed: Sequence[Prefix]) -> list[tuple[int, int]]:
+    """The blocks outside `closed`, as ranges of their indexes: half an IPv6 /64 is too much to walk through."""
+    ranges, at = [], 0
+    for prefix in collapse_addresses(p for p in closed if p.version == pool.spec.cidr.version):  # type: ignore[type-var]
+        if prefix.prefixlen <= pool.spec.block_size and prefix.overlaps(pool.spec.cidr):
+            first = _index(pool, prefix)
+            ranges.append((at, first))
+            at = first + (1 << (pool.spec.block_size - prefix.prefixlen))
+    return [*ranges, (at, _block_count(pool))]
 
 
 def _block_count(pool: IPPool) -> int:

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from fabric.ipam import block as blocks
 from fabric.ipam.block import Block
-from fabric.ipam.inventory import GRACE, Allocation, Inventory, State, allocations, held, order
-from fabric.ipam.types import Address, Prefix
-from fabric.ipam.view import Change, Handle, Stored
+from fabric.ipam.inventory import GRACE, Allocation, Inventory, State, allocations, held
+from fabric.ipam.records import Handle
+from fabric.ipam.types import Address, Prefix, order
+from fabric.ipam.view import Change, Stored
 
 LEAKED = "leaked-address"
 LEFTOVER_HANDLE = "handle-without-addresses"

@@ -121,7 +121,7 @@ def new(prefix: Prefix, node: str, at: datetime) -> Block:
 
 def usable(block: Block, reserved: Iterable[Prefix] = ()) -> int | None:
     """Return the ordinal that automatic assignment takes next: free the longest, and not reserved."""
-    if block.deleted:
+    if block.deleted or not block.free:
         return None
     near = [prefix for prefix in reserved if prefix.overlaps(block.prefix)]
     return next((i for i in block.free if not any(block.address(i) in prefix for prefix in near)), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fabric.errors import ConfigError
+from fabric.ipam.records import read_object
 
 DEFAULT_MAX_BLOCKS = 20  # blocks a node may own when nothing says otherwise: runaway claims end there
 
@@ -25,21 +26,6 @@ class IPAMConfig:
     max_blocks: int = 0
     cooldown: int = 0
     rest: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_object(what: str, text: str) -> dict[str, Any]:
-    """Return the JSON object that `text` is.
-
-    Raises:
-        ConfigError: it is none; the message begins with `what` was stored.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise ConfigError(f"stored {what}: not readable: {err}") from err
-    if not isinstance(document, dict):
-        raise ConfigError(f"stored {what}: not readable: a JSON object is wanted")
-    return document
 
 
 def from_json(text: str) -> IPAMConfig:

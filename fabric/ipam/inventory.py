@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.config import IPAMConfig
-from fabric.ipam.types import Address, Prefix
-from fabric.ipam.view import Affinity, Handle, Stored
+from fabric.ipam.records import Affinity, Handle
+from fabric.ipam.types import Address, Prefix, order
+from fabric.ipam.view import Stored
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
@@ -195,16 +196,6 @@ def held(inventory: Inventory) -> dict[str, dict[Prefix, int]]:
     return counts
 
 
-def order(prefix: Prefix) -> tuple[int, int, int]:
-    """Sort key for prefixes of both families; a wider one comes before those inside it."""
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
-
-
 def _covers(cidr: Prefix, prefix: Prefix | Address) -> bool:
     first = prefix if isinstance(prefix, Address) else prefix.network_address
     return cidr.version == first.version and first in cidr
-
-
-def utc(moment: datetime) -> str:
-    """Return a time as resources have it."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

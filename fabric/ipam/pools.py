@@ -11,8 +11,7 @@ from typing import TypeAlias
 
 from fabric.ipam import assign
 from fabric.ipam.types import Address, Prefix, order
-from fabric.ipam.upkeep import Step
-from fabric.ipam.view import View
+from fabric.ipam.view import Change, View
 from fabric.model.ippool import IPPool
 
 HostPrefix: TypeAlias = tuple[str, Prefix]  # an interface, as the message names it, and its prefix
@@ -63,15 +62,20 @@ def _over_hosts(pool: IPPool, hosts: Sequence[HostPrefix]) -> list[str]:
     ]
 
 
-def _resized(view: View, before: IPPool, pool: IPPool) -> list[str]:
-    changed = [
+def resized(before: IPPool, pool: IPPool) -> tuple[str, ...]:
+    """Return what of the pool's extent `pool` changes, () where it is that of `before`."""
+    return tuple(
         f"{what} {old} may not become {new}"
         for what, old, new in (
             ("cidr", before.spec.cidr, pool.spec.cidr),
             ("blockSize", before.spec.block_size, pool.spec.block_size),
         )
         if old != new
-    ]
+    )
+
+
+def _resized(view: View, before: IPPool, pool: IPPool) -> list[str]:
+    changed = resized(before, pool)
     if not changed:
         return []
     holders = [
@@ -108,15 +112,12 @@ def disabled(pool: IPPool) -> IPPool:
     return pool.model_copy(update={"spec": pool.spec.model_copy(update={"disabled": True})})
 
 
-def releases(view: View, pool: IPPool) -> tuple[Step, ...]:
+def releases(view: View, pool: IPPool) -> tuple[Change, ...]:
     """Return what takes every node's claims out of `pool`: empty blocks go, used ones keep their addresses."""
     claims = {(node, prefix) for node, prefix in view.affinities if _inside(prefix, pool)}
     claims |= {(s.block.node, p) for p, s in view.blocks.items() if s.block.node and _inside(p, pool)}
     ordered = sorted(claims, key=lambda claim: (order(claim[1]), claim[0]))
-    return tuple(
-        Step(f"block {prefix}: released by node {node}", assign.hand_back(view, node, prefix))
-        for node, prefix in ordered
-    )
+    return tuple(assign.hand_back(view, node, prefix) for node, prefix in ordered)
 
 
 def in_use(view: View, pool: IPPool) -> tuple[Address, ...]:

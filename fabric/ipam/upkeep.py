@@ -168,7 +168,7 @@ def _unwanted(view: View, block: Block, observed: Observed, at: datetime) -> str
     if not assign.selects(pool, view.labels):
         return f"it is empty and pool {pool.metadata.name} does not select this node"
     seen = observed.get(block.prefix)
-    lasting = seen is not None and seen[0] == block.sequence and at - seen[1] >= EMPTY_FOR
+    lasting = seen is not None and at - seen[1] >= EMPTY_FOR
     return "it stays empty and the node has another" if lasting and _spare(view, block.prefix) else ""
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ipaddress import collapse_addresses
 
 from fabric.ipam.block import Block
-from fabric.ipam.inventory import Allocation, Inventory, State, order
-from fabric.ipam.types import Address, Prefix
+from fabric.ipam.inventory import Allocation, Inventory, State
+from fabric.ipam.types import Address, Prefix, order
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,19 @@
-"""What IPAM decides on (`View`), what it decides (`Change`), and the records beside blocks, both ways.
+"""What a decision of IPAM is made on (`View`), and what it comes to (`Change`).
 
 A decision is a value: `fabric.store.ipam.transaction` stores several as one guarded transaction, and
 `after` gives the view on which the next one is decided meanwhile.
-
-Source: calico-semantics §5 "Objects"; calico-wire for the JSON.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TypeVar
 
-from fabric.errors import ConfigError
 from fabric.ipam.block import Block
-from fabric.ipam.config import IPAMConfig, read_object
+from fabric.ipam.config import IPAMConfig
+from fabric.ipam.records import Affinity, Handle
 from fabric.ipam.types import Address, Prefix
 from fabric.model.ippool import IPPool
 
@@ -24,8 +21,6 @@ MAX_HOST_BITS = 12  # Calico's blocks are /20 to /32 and /116 to /128
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-AFFINITY_CONFIRMED = '{"state":"confirmed","deleted":false}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +31,11 @@ class Stored:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Affinity:
-    """A node's claim on a block: "pending", "confirmed" or "pendingDeletion"; only the second counts."""
-
-    state: str
-    revision: int
-
-    @property
-    def confirmed(self) -> bool:
-        return self.state == "confirmed"
-
-
-@dataclass(frozen=True)
-class Handle:
-    """How many addresses of each block a handle holds."""
-
-    counts: Mapping[Prefix, int]
-    revision: int
-
-
 @dataclass(frozen=True)
 class View:
     """The datastore as `node` sees it. `labels` are its own; `affinities` are every node's.
 
-    `reserved` are the prefixes of all IPReservations.
+    `reserved` are the prefixes of all IPReservations, `pool_revisions` those that `pools` were read at, by name.
     """
 
     node: str
@@ -71,6 +46,7 @@ class View:
     reserved: tuple[Prefix, ...] = ()
     config: IPAMConfig = field(default_factory=IPAMConfig)
     handles: Mapping[str, Handle] = field(default_factory=dict)
+    pool_revisions: Mapping[str, int] = field(default_factory=dict)
 
     def block_of(self, address: Address) -> Stored | None:
         """Return the block that has `address`, of whatever size its pool once had."""
@@ -94,11 +70,13 @@ class Change:
     `blocks`: what is to stand at each prefix (None: nothing), and the revision read (0: there was none).
     `affinities`: whether (node, prefix) is to be confirmed or deleted, and the revision read.
     `handles`: by how much each handle's count of each block rises or falls; one that holds nothing then goes.
+    `pools`: those that must still stand as they were read, by name, and the revision read.
     """
 
     blocks: Mapping[Prefix, tuple[Block | None, int]] = field(default_factory=dict)
     affinities: Mapping[tuple[str, Prefix], tuple[bool, int]] = field(default_factory=dict)
     handles: Mapping[str, Mapping[Prefix, int]] = field(default_factory=dict)
+    pools: Mapping[str, int] = field(default_factory=dict)
 
 
 def joined(changes: Iterable[Change]) -> Change:
@@ -109,7 +87,9 @@ def joined(changes: Iterable[Change]) -> Change:
     blocks: dict[Prefix, tuple[Block | None, int]] = {}
     affinities: dict[tuple[str, Prefix], tuple[bool, int]] = {}
     handles: dict[str, dict[Prefix, int]] = {}
+    pools: dict[str, int] = {}
     for change in changes:
+        pools |= change.pools
         for prefix, (block, revision) in change.blocks.items():
             blocks[prefix] = (block, blocks[prefix][1] if prefix in blocks else revision)
         for key, (confirmed, revision) in change.affinities.items():
@@ -118,7 +98,7 @@ def joined(changes: Iterable[Change]) -> Change:
             sums = handles.setdefault(handle, {})
             for prefix, rise in rises.items():
                 sums[prefix] = sums.get(prefix, 0) + rise
-    return Change(blocks, affinities, handles)
+    return Change(blocks, affinities, handles, pools)
 
 
 def after(view: View, change: Change) -> View:
@@ -152,34 +132,3 @@ def _with(base: Mapping[K, V], edits: Mapping[K, V | None]) -> Mapping[K, V]:
         else:
             edited[key] = value
     return edited
-
-
-def affinity_from_json(text: str, revision: int) -> Affinity:
-    """Read a stored affinity; one with no state is an old one, and confirmed.
-
-    Raises:
-        ConfigError: it is no affinity of Calico's.
-    """
-    document = read_object("affinity", text)
-    state = document.get("state") or "confirmed"
-    return Affinity("pendingDeletion" if document.get("deleted") else str(state), revision)
-
-
-def handle_from_json(text: str, revision: int) -> Handle:
-    """Read a stored handle.
-
-    Raises:
-        ConfigError: it is no handle of Calico's.
-    """
-    document = read_object("handle", text)
-    try:
-        counts = {ip_network(prefix): int(count) for prefix, count in (document.get("block") or {}).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError) as err:
-        raise ConfigError(f"stored handle: not readable: {err}") from err
-    return Handle({} if document.get("deleted") else counts, revision)
-
-
-def handle_to_json(counts: Mapping[Prefix, int]) -> str:
-    """Return a handle as Calico stores it, compact."""
-    block = {str(prefix): count for prefix, count in counts.items()}
-    return json.dumps({"block": block, "deleted": False}, separators=(",", ":"))

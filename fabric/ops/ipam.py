@@ -16,13 +16,14 @@ from fabric.ipam import audit as auditing
 from fabric.ipam import block as blocks
 from fabric.ipam import config as configuring
 from fabric.ipam import inventory as inventories
-from fabric.ipam import view
+from fabric.ipam import records
 from fabric.ipam.audit import LEAKED, Audit, Finding, Key
 from fabric.ipam.config import IPAMConfig
 from fabric.ipam.inventory import GRACE, Allocation, Inventory, State
+from fabric.ipam.records import Affinity, Handle
 from fabric.ipam.report import Cluster, Report
 from fabric.ipam.types import Address, Prefix
-from fabric.ipam.view import Affinity, Handle, Stored
+from fabric.ipam.view import Stored
 from fabric.model.base import Resource
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.ippool import IPPool
@@ -96,9 +97,9 @@ class _Reader:
                     raise ConfigError(f"stored block: it says it is {block.prefix}")
                 self.blocks[prefix] = Stored(block, item.revision)
             case keys.AffinityKey(node, prefix):
-                self.affinities[node, prefix] = view.affinity_from_json(item.value, item.revision)
+                self.affinities[node, prefix] = records.affinity_from_json(item.value, item.revision)
             case keys.HandleKey(handle):
-                self.handles[handle] = view.handle_from_json(item.value, item.revision)
+                self.handles[handle] = records.handle_from_json(item.value, item.revision)
             case keys.ResourceKey(plural, _, name):
                 self._resource(plural, name, item)
             case None if item.key == keys.IPAM_CONFIG:

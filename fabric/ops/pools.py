@@ -1,25 +1,29 @@
-"""Take an IP pool out of the datastore as Calico's client does, and read what pools meet there.
+"""Put an IP pool into the datastore beside the others there, and take one out as Calico's client does.
 
-A pool is disabled, its blocks lose their nodes, then it goes; addresses in use stay valid. Whatever ends
-this half way leaves a disabled pool, and deleting it again does the rest.
+A pool that goes is disabled, its blocks lose their nodes, then it is deleted; addresses in use stay valid.
+Whatever ends this half way leaves a disabled pool, and deleting it again does the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 
 from fabric.errors import ConfigError, Conflict, FabricError
 from fabric.ipam import block as blocks
-from fabric.ipam import pools, view
+from fabric.ipam import pools, records
+from fabric.ipam.records import Affinity
 from fabric.ipam.types import Prefix
-from fabric.ipam.view import Affinity, Stored, View
+from fabric.ipam.view import Stored, View
 from fabric.kernel import facts
+from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.ops import resources
 from fabric.store import ipam, keys
-from fabric.store.kv import Delete, Guard, KeyValueStore, Put, Txn
+from fabric.store.kv import Delete, Guard, KeyValueStore, Put, Txn, Unwritten
 
 ROUNDS = 5  # of releasing blocks, where nodes claim more meanwhile
 MOMENT = 0.5  # seconds for allocations that were decided before the pool was disabled
@@ -43,14 +47,39 @@ async def read(kv: KeyValueStore) -> View:
                     case keys.BlockKey(block):
                         found[block] = Stored(blocks.from_json(item.value), item.revision)
                     case keys.AffinityKey(node, block):
-                        claims[node, block] = view.affinity_from_json(item.value, item.revision)
+                        claims[node, block] = records.affinity_from_json(item.value, item.revision)
             except ConfigError as err:
                 raise ConfigError(f"{item.key}: {err}; mend or delete it first") from err
     return View("", {}, await resources.pools(kv), found, claims)
 
 
-async def delete(kv: KeyValueStore, key: str, pool: IPPool, revision: int) -> None:
-    """Disable `pool`, stored at `revision`, release its blocks, delete it.
+async def fit(
+    kv: KeyValueStore, before: Resource | None, pool: IPPool, beside: Sequence[IPPool]
+) -> tuple[Unwritten, ...]:
+    """Check that `pool` may be stored in place of `before`, and return what must hold until it is.
+
+    So of two who add pools over one another at the same moment one is refused, and no block is claimed between
+    the check of a resize and the resize.
+
+    Args:
+        beside: pools that the same command writes, whether it has done so or not.
+
+    Raises:
+        ConfigError: it may not, with the reasons; it was not written.
+    """
+    if isinstance(before, IPPool) and not pools.resized(before, pool):
+        return ()
+    at = (await kv.list(keys.resources("ippools"))).revision
+    name = pool.metadata.name
+    wanted = [*(other for other in beside if other.metadata.name != name), pool]
+    if reasons := pools.refusals(await read(kv), wanted).get(name):
+        raise ConfigError(f"IPPool {name}: {'; '.join(reasons)}; it was not written")
+    under = (keys.BLOCKS, keys.AFFINITIES) if before else ()
+    return tuple(Unwritten(prefix, at) for prefix in (keys.resources("ippools"), *under))
+
+
+async def delete(kv: KeyValueStore, key: str, pool: IPPool, revision: int, moment: float = MOMENT) -> None:
+    """Disable `pool`, stored at `revision`, release its blocks `moment` seconds later, delete it.
 
     Raises:
         Conflict: somebody wrote it since `revision`; nothing was written.
@@ -59,7 +88,7 @@ async def delete(kv: KeyValueStore, key: str, pool: IPPool, revision: int) -> No
     if not pool.spec.disabled:
         off = resources.encode(pools.disabled(pool))
         revision = await kv.commit(Txn((Guard(key, revision),), (Put(key, off),)))
-    await asyncio.sleep(MOMENT)
+    await asyncio.sleep(moment)
     try:
         await _release(kv, pool)
         await kv.commit(Txn((Guard(key, revision),), (Delete(key),)))
@@ -70,23 +99,21 @@ async def delete(kv: KeyValueStore, key: str, pool: IPPool, revision: int) -> No
 async def _release(kv: KeyValueStore, pool: IPPool) -> None:
     for _ in range(ROUNDS):
         now = await read(kv)
-        steps = pools.releases(now, pool)
-        if not steps:
+        changes = pools.releases(now, pool)
+        if not changes:
             return
-        for step in steps:
-            try:
-                await kv.commit(ipam.transaction({}, step.change))
-            except Conflict:
-                break  # a node has just used the block: look again
+        for change in changes:
+            with suppress(Conflict):  # a node has just used the block: the next round looks again
+                await kv.commit(ipam.transaction({}, change))
     raise Conflict(f"nodes keep writing the blocks of {pool.spec.cidr}")
 
 
 async def host_subnets() -> list[tuple[str, Prefix]]:
-    """Return the subnets of this host, each with its interface."""
+    """Return the subnets of this host, its loopback's too, each with its interface."""
     return [
         (f"{a.link} of this host", a.address.network)
         for a in await facts.addresses()
-        if not (a.address.is_loopback or a.address.is_link_local or a.link in _TUNNELS)
+        if not (a.address.is_link_local or a.link in _TUNNELS)
     ]
 
 

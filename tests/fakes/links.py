@@ -1,4 +1,5 @@
 import errno
+from collections.abc import Collection
 from itertools import count
 
 from fabric.errors import DataplaneError
@@ -37,10 +38,12 @@ class FakeLinks:
         self.links[veth.name] = HostLink(veth.name, index, True, HOST_MAC, veth.neighbours, True)
         self.inside[veth.name] = place
 
-    async def remove(self, name: str) -> None:
-        self._maybe_refuse(name)
-        self.links.pop(name, None)
-        self.inside.pop(name, None)
+    async def remove(self, names: Collection[str]) -> None:
+        for name in names:
+            self._maybe_refuse(name)
+        for name in names:
+            self.links.pop(name, None)
+            self.inside.pop(name, None)
 
     def _maybe_refuse(self, name: str) -> None:
         if code := self.refuse.pop(name, 0):

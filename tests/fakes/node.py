@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from fabric.agent.datastore import Keeper, follow
 from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
+from fabric.agent.ribs import Ribs
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.errors import Conflict, StoreError
@@ -70,9 +71,9 @@ class RoutedLinks(FakeLinks):
         super().__init__()
         self._fib = fib
 
-    async def remove(self, name: str) -> None:
-        await super().remove(name)
-        for key in [k for k, r in self._fib.routes.items() if any(h.device == name for h in r.next_hops)]:
+    async def remove(self, names: Collection[str]) -> None:
+        await super().remove(names)
+        for key in [k for k, r in self._fib.routes.items() if any(h.device in names for h in r.next_hops)]:
             del self._fib.routes[key]
 
 
@@ -81,7 +82,7 @@ class FakeNode:
         self.kv, self.fib = kv, FakeFib()
         self.links = RoutedLinks(self.fib)
         self.passes = Passes(self.links, self.fib)
-        self.state = State(name)
+        self.state = State(name, ribs=Ribs(connected=True, settled=True))  # it has no peers
         self.workloads = Workloads(self.state, kv, self.passes)
         self.keeper = Keeper(self.state, Journal(copy, Origin(name, "", ("fake",))))
 

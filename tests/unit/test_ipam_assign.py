@@ -22,8 +22,9 @@ from fabric.ipam.assign import (
 )
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.config import IPAMConfig
+from fabric.ipam.records import Affinity
 from fabric.ipam.types import Prefix
-from fabric.ipam.view import Affinity, Change, Stored, View, after, joined
+from fabric.ipam.view import Change, Stored, View, after, joined
 from fabric.model.ippool import IPPool
 
 WEB = Demand(Owner("web", {"node": "n1"}))
@@ -152,6 +153,39 @@ def test_an_empty_block_of_another_node_is_taken_over_with_its_affinity() -> Non
     assert made.change.affinities == {("n1", theirs.prefix): (True, 0), ("n2", theirs.prefix): (False, 5)}
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(59, False), (60, True)])
+def test_another_nodes_block_is_empty_once_its_last_address_has_cooled_down(
+    seconds: int, taken: bool
+) -> None:
+    theirs = in_use(block("10.0.0.0/30", "n2"))
+    theirs = blocks.release(
+        theirs, ip_address("10.0.0.0"), "other", at=NOW - timedelta(seconds=seconds), cooldown=60
+    )
+    seen = view([pool("10.0.0.0/30")], theirs, config=IPAMConfig(strict_affinity=True, cooldown=60))
+    if taken:
+        [(now, revision)] = auto(seen).change.blocks.values()
+        assert now
+        assert (now.node, revision) == ("n1", 7)
+    else:
+        with pytest.raises(Exhausted):
+            auto(seen)
+
+
+def test_a_claim_holds_only_while_its_pool_stands_as_read_and_a_block_that_is_there_needs_no_pool() -> None:
+    pools = [pool("10.0.0.0/30", "a"), pool("10.1.0.0/30", "b")]
+    revisions = {"a": 3, "b": 4}
+    new = auto(view(pools, full(block("10.0.0.0/30")), pool_revisions=revisions))
+    taken = auto(
+        view(pools, full(block("10.0.0.0/30")), block("10.1.0.0/30", "n2"), pool_revisions=revisions)
+    )
+    wanted = exact(view(pools, pool_revisions=revisions), ip_address("10.1.0.1"), WEB, NOW)
+    for made in (new, taken, wanted):
+        assert made.change.pools == joined([Change(), made.change]).pools == {"b": 4}
+    for held in (block("10.0.0.0/30"), in_use(block("10.0.0.0/30", "n2"))):
+        alone = view(pools[:1], held, pool_revisions=revisions)
+        assert auto(alone).change.pools == exact(alone, ip_address("10.0.0.3"), WEB, NOW).change.pools == {}
+
+
 def test_the_numbers_of_a_block_taken_over_go_on_from_those_it_had() -> None:
     ahead = block("10.0.0.0/30", "n2", NOW - timedelta(seconds=60))
     ahead = replace(ahead, sequence=ahead.sequence + 10**12)  # that node's clock is fast
@@ -220,6 +254,12 @@ def test_at_the_limit_nothing_is_claimed_and_nothing_borrowed(configured: int, l
     assert auto(view([pool("10.0.0.0/24")], *mine[1:], lender, config=config)).change.affinities
 
 
+def test_blocks_in_pools_that_do_not_count_here_do_not_count_to_the_limit() -> None:
+    elsewhere = [full(block(f"10.9.0.{4 * n}/30")) for n in range(3)]
+    seen = view([pool("10.0.0.0/24")], *elsewhere, config=IPAMConfig(strict_affinity=True, max_blocks=3))
+    assert auto(seen).change.affinities
+
+
 def test_exhaustion_says_which_pools_were_looked_at_and_what_to_do() -> None:
     seen = view([pool("10.0.0.0/29", "small")], full(block("10.0.0.0/30")), full(block("10.0.0.4/30", "n2")))
     with pytest.raises(Exhausted, match=r"node n1: no address left in small \(10\.0\.0\.0/29\).*add a pool"):
@@ -232,6 +272,15 @@ def test_a_block_of_another_size_left_by_an_older_pool_is_never_claimed_over(old
     assert not prefix_of(auto(view([pool("10.0.0.0/28")], theirs))).overlaps(ip_network(old))
     with pytest.raises(Exhausted):
         auto(view([pool("10.0.0.0/30")], theirs))
+
+
+@pytest.mark.timeout(10)  # a node answers nothing else meanwhile; looking at each pair would take minutes
+def test_thousands_of_old_blocks_and_of_small_reservations_are_looked_through_at_once() -> None:
+    old = [full(block(str(prefix))) for prefix in ip_network("10.0.0.0/15").subnets(new_prefix=26)]
+    kept = tuple(ip_network("10.2.0.0/15").subnets(new_prefix=28))
+    pools = [pool("10.0.0.0/15", "a", blockSize=32), pool("10.2.0.0/15", "b")]
+    with pytest.raises(Exhausted):
+        auto(view(pools, *old, reserved=kept, config=IPAMConfig(max_blocks=4000)))
 
 
 # Reservations.
@@ -253,12 +302,14 @@ def test_a_wholly_reserved_block_is_neither_used_nor_claimed_nor_taken_over() ->
         auto(replace(seen, pools=(pool("10.0.0.0/29"),)))
 
 
-def test_small_reservations_that_fill_a_block_together_keep_it_from_being_claimed() -> None:
-    kept = tuple(ip_network(p) for p in ("10.0.0.0/31", "10.0.0.2/31"))
-    with pytest.raises(Exhausted):
-        auto(view([pool("10.0.0.0/30")], reserved=kept))
-    with pytest.raises(Exhausted):
-        auto(view([pool("10.0.0.0/30")], block("10.0.0.0/30", "n2"), reserved=kept))
+@pytest.mark.parametrize(("first", "rest"), [("10.0.0.0/30", "10.0.0.4/30"), ("10.0.0.4/30", "10.0.0.0/30")])
+def test_small_reservations_that_fill_a_block_together_keep_it_from_being_claimed(
+    first: str, rest: str
+) -> None:
+    kept = tuple(ip_network(first).subnets())
+    assert auto(view([pool("10.0.0.0/29")], reserved=kept)).address in ip_network(rest)
+    theirs = block(first, "n2")
+    assert auto(view([pool("10.0.0.0/29")], theirs, reserved=kept)).address in ip_network(rest)
 
 
 def test_half_an_ipv6_pool_reserved_is_not_walked_through() -> None:
@@ -407,6 +458,12 @@ def test_an_exact_address_that_is_held_is_refused() -> None:
         exact(view([pool("10.0.0.0/28")], full(block("10.0.0.4/30"))), ip_address("10.0.0.5"), WEB, NOW)
 
 
+def test_an_exact_address_in_a_block_whose_deletion_is_announced_is_refused() -> None:
+    going = replace(block("10.0.0.4/30"), deleted=True)
+    with pytest.raises(Taken, match=r"its block 10\.0\.0\.4/30 is being deleted; nothing was allocated"):
+        exact(view([pool("10.0.0.0/28")], going), ip_address("10.0.0.5"), WEB, NOW)
+
+
 def test_an_exact_address_never_claims_over_a_block_of_another_size() -> None:
     seen = view([pool("10.0.0.0/16", blockSize=24)], block("10.0.0.64/26"))
     with pytest.raises(Taken, match=r"10\.0\.0\.0/24, but 10\.0\.0\.64/26 of an older block size"):
@@ -448,6 +505,23 @@ def test_what_cools_down_is_freed_by_the_next_write_of_its_block() -> None:
     later = NOW + timedelta(seconds=60)
     assert automatic(cooling, 4, WEB, later).address == ip_address("10.0.0.0")
     assert exact(cooling, ip_address("10.0.0.0"), WEB, later).address == ip_address("10.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("node", "strict"), [("n1", True), ("n2", False)], ids=["of an own block", "borrowed"]
+)
+def test_what_has_cooled_down_is_given_out(node: str, strict: bool) -> None:
+    lent = blocks.release(
+        full(block("10.0.0.0/31", node)),
+        ip_address("10.0.0.1"),
+        "other",
+        at=NOW - timedelta(seconds=60),
+        cooldown=60,
+    )
+    seen = view([pool("10.0.0.0/31", blockSize=31)], lent, config=IPAMConfig(strict, cooldown=60))
+    assert auto(seen).address == ip_address("10.0.0.1")
+    with pytest.raises(Exhausted):
+        automatic(seen, 4, WEB, NOW - timedelta(seconds=1))
 
 
 def test_an_address_of_no_block_is_held_by_nobody() -> None:
@@ -511,15 +585,28 @@ def test_the_circle_visits_each_block_of_the_pool_once(cidr: str, count: int) ->
 
 
 @pytest.mark.parametrize(
-    "reserved", ["10.0.0.0/27", "10.0.0.4/30", "10.0.0.48/28", "10.0.0.5/32", "10.0.0.0/8", "fd00::/8"]
+    "reserved",
+    [
+        "10.0.0.0/27",
+        "10.0.0.4/30",
+        "10.0.0.48/28",
+        "10.0.0.5/32",
+        "10.0.0.0/8",
+        "fd00::/8",
+        "10.0.0.16/28 10.0.0.20/30 10.0.0.4/30",
+    ],
 )
 @pytest.mark.parametrize("node", ["n1", "n2", "n3"])
 def test_the_circle_less_a_reservation_is_the_circle_without_the_blocks_within(
     reserved: str, node: str
 ) -> None:
-    whole, kept = pool("10.0.0.0/26"), ip_network(reserved)
-    wanted = [p for p in walk(whole, node) if not (p.version == kept.version and p.subnet_of(kept))]  # type: ignore[arg-type]
-    assert list(walk(whole, node, (kept,))) == wanted
+    whole, kept = pool("10.0.0.0/26"), [ip_network(r) for r in reserved.split()]
+
+    def within(prefix: Prefix) -> bool:
+        return any(k.version == 4 and prefix.subnet_of(k) for k in kept)  # type: ignore[arg-type]
+
+    wanted = [prefix for prefix in walk(whole, node) if not within(prefix)]
+    assert list(walk(whole, node, kept)) == wanted
 
 
 def test_nodes_start_at_places_of_their_own() -> None:

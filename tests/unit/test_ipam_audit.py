@@ -1,5 +1,6 @@
 """What `ipam check` finds in stores with one fault each, and how full it says they are. Pure."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fabric.ipam import usage
 from fabric.ipam.audit import BY_HAND, MENDABLE, Audit, audit
 from fabric.ipam.inventory import Inventory, State, allocations
+from fabric.ipam.report import Cluster, Report, document, parse
 from fabric.ops.ipam import read
 from tests.fakes import calico
 from tests.fakes.calico import Store, affinity, block, endpoint, handle, held, node, pool, sound
@@ -204,6 +206,8 @@ def test_a_released_address_cools_down_and_is_no_leak() -> None:
     cooling: dict[str, Any] = {"handle_id": None, "secondary": {}, "releasedAt": "2026-11-21T04:00:00Z"}
     store = sound() | block(B1, "host:n1", {0: W1, 1: TUNNEL, 2: cooling})
     assert found(store) == []
+    text = json.dumps(document(audited(store), Cluster("guid"), 9, "fabricctl"))
+    assert parse(text, "report.json") == Report("guid", frozenset())
     assert [a.state for a in audited(store).allocations if a.address == ip_address("10.0.0.2")] == [
         State.COOLING
     ]
@@ -269,10 +273,11 @@ def test_blocks_in_no_pool_come_last_and_without_one() -> None:
 
 
 def test_usage_by_node_tells_what_it_owns_from_what_it_holds() -> None:
-    store = sound() | block(B2, "host:n2", {0: W2, 1: held("k8s.w3", "n1")}) | node("n3")
+    cooling: dict[str, Any] = {"handle_id": None, "secondary": {}, "releasedAt": "2026-11-21T04:00:00Z"}
+    store = sound() | block(B2, "host:n2", {0: W2, 1: held("k8s.w3", "n1"), 2: cooling}) | node("n3")
     found = allocations(inventory(store), NOW, timedelta(0))
     assert usage.by_node(inventory(store), found) == (
         usage.NodeUse("n1", blocks=1, total=4, in_use=2, holds=3, borrowed=1),
-        usage.NodeUse("n2", blocks=1, total=4, in_use=2, holds=1, borrowed=0),
+        usage.NodeUse("n2", blocks=1, total=4, in_use=3, holds=1, borrowed=0),
         usage.NodeUse("n3", blocks=0, total=0, in_use=0, holds=0, borrowed=0),
     )

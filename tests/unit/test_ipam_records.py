@@ -10,15 +10,15 @@ from fabric.errors import ConfigError
 from fabric.ipam import block as blocks
 from fabric.ipam import config
 from fabric.ipam.config import IPAMConfig
-from fabric.ipam.view import (
+from fabric.ipam.records import (
     AFFINITY_CONFIRMED,
     Affinity,
-    Change,
     Handle,
     affinity_from_json,
     handle_from_json,
     handle_to_json,
 )
+from fabric.ipam.view import Change
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, Guard, Put
 

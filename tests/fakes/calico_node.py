@@ -1,7 +1,8 @@
 """A node of Calico's beside ours: it claims, assigns and releases in several writes, and may die between any two.
 
 Each operation is a generator that yields one request at a time (a key to get, a prefix ending in "/" to
-list, or a transaction) and is sent the answer: so others act between any two of its requests.
+list, or a transaction) and is sent the answer: so others act between any two of its requests. A store that
+such nodes have left somehow is written down at once with `tests.fakes.calico`.
 
 Source: calico-semantics §5, "AutoAssign" steps 3 to 9, "Release", "Release block affinity".
 """
