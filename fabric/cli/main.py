@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -87,6 +89,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings=SETTINGS,
     add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables: passwords, too
 )
 
 
@@ -110,10 +113,23 @@ def main(argv: list[str] | None = None) -> Any:
     """Run the command line; an error of ours is one message on stderr and exit status 1."""
     if asked := os.environ.get(completion.VARIABLE):
         sys.exit(completion.answer(typer.main.get_command(app), asked))
+    # A stream that was closed for us takes what is said to it, and it is lost.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
-        return app(argv, standalone_mode=True)
+        try:
+            return app(argv, standalone_mode=True)
+        finally:
+            sys.stdout.flush()
     except FabricError as err:
         print(f"fabricctl: {err}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as err:
+        if err.errno not in {errno.ENOSPC, errno.EPIPE}:
+            raise
+        if err.errno == errno.ENOSPC:
+            print(f"fabricctl: standard output: {err.strerror}; the answer is not whole", file=sys.stderr)
+        # Or the interpreter tries to write the rest when it ends, and fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

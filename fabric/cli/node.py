@@ -1,4 +1,4 @@
-"""`fabricctl node`: join, check, leave, status, list."""
+"""`fabricctl node`: join, start, check, leave, status, list."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fabric.cli.options import (
     split,
 )
 from fabric.cli.output import Format
-from fabric.errors import FabricError
+from fabric.errors import FabricError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,14 @@ def join(
         pools=tuple(_pool(text) for text in split(pool)),
     )
     output.note(f"checking this host and registering node {config.node} ...")
-    registered = with_store(lambda kv: op.register(request, kv), config)
+    try:
+        registered = with_store(lambda kv: op.register(request, kv), config)
+    except StoreError as err:
+        if configuration.saved() != config:
+            raise
+        raise StoreError(
+            f"{err}; this host is node {config.node} already: `fabricctl node start` needs no etcd"
+        ) from err
     for warning in registered.warnings:
         output.note(f"warning: {warning}")
     for change in registered.changes or ("nothing to change in the datastore",):
@@ -98,6 +105,31 @@ def join(
         _stay(process)
     elif dead:
         raise FabricError(dead)
+
+
+@app.command()
+def start(
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay attached, for a service manager.")
+    ] = False,
+) -> None:
+    """Start agent and BGP speaker of a host that has joined, as after a reboot.
+
+    Needs no etcd: while that is away, the node works from its copy of the datastore.
+
+    Example: fabricctl node start --foreground
+    """
+    from fabric.ops import start as op
+
+    config = op.joined(configuration.saved())
+    process = op.start(config, foreground=foreground)
+    if foreground and process:
+        _stay(process)
+        return
+    output.note("waiting for agent and speaker ..." if process else "agent and speaker run already")
+    status = op.wait_working(process)
+    said = "is ready" if status["ready"] else "works without etcd, from its copy of the datastore"
+    print(f"node {config.node} {said}")
 
 
 def _stay(process: subprocess.Popen[bytes]) -> None:
@@ -165,7 +197,6 @@ def check(form: Output = Format.TABLE) -> None:
     import asyncio
 
     from fabric.cli.store import configured, with_store
-    from fabric.errors import StoreError
     from fabric.ops import check as op
     from fabric.ops import findings
 
@@ -196,7 +227,7 @@ def _print_findings(found: Sequence[Finding]) -> None:
         print(f"{finding.id}  {finding.severity}: {finding.title}")
         print(f"  cause: {finding.cause}\n  cure:  {finding.cure}\n")
     errors = sum(finding.severity == "error" for finding in found)
-    print(f"{errors} errors, {len(found) - errors} warnings" if found else "nothing found")
+    print(f"errors: {errors}, warnings: {len(found) - errors}" if found else "nothing found")
 
 
 @app.command()
@@ -207,8 +238,9 @@ def leave() -> None:
     """
     from fabric.cli.store import with_store
     from fabric.ops import leave as op
+    from fabric.ops.start import joined
 
-    config = op.joined(configuration.saved())
+    config = joined(configuration.saved())
     output.note(f"node {config.node} leaves ...")
     for line in with_store(lambda kv: op.leave(config, kv)).lines:
         print(line)

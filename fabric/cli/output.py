@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
+GAP = "  "  # between columns
+NARROW = 6  # characters; a heading is not broken further than that
+
 
 class Format(StrEnum):
     """`-o`."""
@@ -28,20 +31,25 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         return
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     for line in [headings, *cells]:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
+        print(GAP.join(map(str.ljust, line, widths)).rstrip())
 
 
-def _fitted(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _fitted(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold cyan")
-    for heading in headings:
-        lines.add_column(heading, overflow="fold")
+    console = Console(highlight=False)
+    columns = [[len(cell) for cell in column] for column in zip(headings, *rows, strict=True)]
+    fits = sum(max(column) + len(GAP) for column in columns) - len(GAP) <= console.width
+    lines = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold cyan")
+    for heading, (_, *cells) in zip(headings, columns, strict=True):
+        # Where it is tight, headings are broken first: names are copied from a table, headings are not.
+        limit = None if fits else max(NARROW, *cells)
+        lines.add_column(heading, overflow="fold", max_width=limit)
     for row in rows:
         lines.add_row(*map(Text, row))
-    Console(highlight=False).print(lines)
+    console.print(lines)
 
 
 def document(value: Any, form: Format) -> None:
@@ -81,11 +89,13 @@ def progress(doing: str, *, after: float = 1.0) -> Iterator[None]:
     began, done = time.monotonic(), threading.Event()
 
     def show() -> None:
-        wait = after
-        while not done.wait(wait):
+        ended = done.wait(after)
+        if ended:
+            return
+        while not ended:
             taken = time.monotonic() - began
             print(f"\r\x1b[K{doing} ... {taken:.0f} s", end="\r", file=sys.stderr, flush=True)
-            wait = 1.0
+            ended = done.wait(1.0)
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=show, daemon=True)

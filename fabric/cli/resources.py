@@ -11,7 +11,7 @@ import typer
 from fabric.cli import completion, output
 from fabric.cli.options import Files, MaybeFiles, Recursive, pairs
 from fabric.cli.output import Format
-from fabric.errors import ConfigError, FabricError
+from fabric.errors import ConfigError, FabricError, NotFound
 
 if TYPE_CHECKING:
     from fabric.model.base import Resource, Tree
@@ -44,24 +44,18 @@ InNamespace = Annotated[
         "-n", "--namespace", help="Namespace of what has one and names none.", show_default="default"
     ),
 ]
-KindWord = Annotated[
-    str,
-    typer.Argument(metavar="KIND", help="A kind, as node, ippools or wep.", autocompletion=completion.kinds),
+_KIND_HELP = "A kind, as node, ippools or wep."
+KindWord = Annotated[str, typer.Argument(metavar="KIND", help=_KIND_HELP, autocompletion=completion.kinds)]
+MaybeKind = Annotated[
+    str | None,
+    typer.Argument(metavar="[KIND", help=_KIND_HELP, show_default=False, autocompletion=completion.kinds),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The object's name.")]
 
 
 @app.command()
 def get(
-    kind: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[KIND",
-            help="A kind, as node, ippools or wep.",
-            show_default=False,
-            autocompletion=completion.kinds,
-        ),
-    ] = None,
+    kind: MaybeKind = None,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...]", help="Names; all of the kind without any.")
     ] = None,
@@ -81,7 +75,7 @@ def get(
 
     Example: fabricctl get wep -A -o jsonpath='{.items[*].spec.ipNetworks[0]}'
     """
-    if form not in FORMS and not form.startswith(JSONPATH):
+    if form not in FORMS and (not form.startswith(JSONPATH) or form == JSONPATH):
         raise typer.BadParameter(
             f'"{form}" is none of {", ".join(FORMS)}, {JSONPATH}TEMPLATE', param_hint="'-o'"
         )
@@ -89,20 +83,15 @@ def get(
         raise typer.BadParameter("give either a KIND, or files with -f", param_hint="'KIND' / '-f'")
     if all_namespaces and (names or namespace):
         raise typer.BadParameter("excludes -n and names: a name is of one namespace", param_hint="'-A'")
-    namespaces = all_namespaces or namespace is not None
     if filename:
-        found = _described(filename, recursive, namespace)
-        _show(found, form, namespaces=namespaces, single=True)
+        _show(_described(filename, recursive, namespace), form, namespaces=True, single=True)
         return
-    word = kind or ""
-    found = _found(word, names, None if all_namespaces else namespace or "default")
-    _show(found, form, namespaces=namespaces, single=bool(names), word=word)
-
-
-def _found(word: str, names: Sequence[str] | None, namespace: str | None) -> list[Resource]:
     from fabric.cli.store import fetch
 
-    return fetch(word, names or (), namespace)
+    word = kind or ""
+    found = fetch(word, names or (), None if all_namespaces else namespace or "default")
+    namespaces = all_namespaces or namespace is not None
+    _show(found, form, namespaces=namespaces, single=bool(names), word=word)
 
 
 def _described(filename: Sequence[str], recursive: bool, namespace: str | None) -> list[Resource]:
@@ -112,14 +101,20 @@ def _described(filename: Sequence[str], recursive: bool, namespace: str | None) 
     from fabric.ops import files, resources
 
     given = [resources.placed(g.resource, namespace) for g in files.read(filename, recursive=recursive)]
-    wanted = [(kinds.lookup(r.kind), r.metadata) for r in given if resources.key_of(r)]
+    for resource in given:
+        resources.key_of(resource)  # one that has none is refused
 
     async def all_of_them(kv: KeyValueStore) -> list[Resource]:
-        return [
-            resource
-            for kind, metadata in wanted
-            for resource in await resources.get(kv, kind, [metadata.name], metadata.namespace)
-        ]
+        found, missing = [], []
+        for wanted in given:
+            kind, metadata = kinds.lookup(wanted.kind), wanted.metadata
+            try:
+                found += await resources.get(kv, kind, [metadata.name], metadata.namespace)
+            except NotFound as err:
+                missing.append(str(err))
+        if missing:
+            raise NotFound("\n".join(missing))
+        return found
 
     return with_store(all_of_them)
 
@@ -219,15 +214,7 @@ def replace(
 
 @app.command()
 def delete(
-    kind: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[KIND",
-            help="A kind, as node, ippools or wep.",
-            show_default=False,
-            autocompletion=completion.kinds,
-        ),
-    ] = None,
+    kind: MaybeKind = None,
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME...]", help="Names of it.")] = None,
     filename: MaybeFiles = None,
     recursive: Recursive = False,
@@ -286,7 +273,10 @@ def patch(
     from fabric.model import kinds, yaml
     from fabric.ops import change
 
-    documents = yaml.documents(text, "--patch")
+    try:
+        documents = yaml.documents(text, "--patch")
+    except ConfigError as err:
+        raise ConfigError(f"{err}; nothing was written") from err
     if len(documents) != 1:
         raise ConfigError(f"--patch: has {len(documents)} documents in it, must be one; nothing was written")
     of = kinds.lookup(kind)
@@ -374,8 +364,6 @@ def _change(changes: Sequence[Change], dry_run: bool) -> None:
 
     async def all_of_them(kv: KeyValueStore) -> None:
         steps = await _planned(changes)(kv)
-        for line in _unused(steps):
-            output.note(f"warning: {line}")
         if dry_run:
             for step in steps:
                 print(f"{step.change.what}: {step.verb} (dry run)")
@@ -384,24 +372,3 @@ def _change(changes: Sequence[Change], dry_run: bool) -> None:
             print(f"{step.change.what}: {step.verb}", flush=True)
 
     with_store(all_of_them)
-
-
-def _unused(steps: Sequence[Step]) -> list[str]:
-    """Say what is stored now and changes nothing here: a line for each field of a kind, or for the kind."""
-    from fabric.model.effects import not_used
-    from fabric.ops.change import Verb
-
-    named: dict[tuple[str, str], list[str]] = {}
-    for step in steps:
-        if step.after is not None and step.verb in {Verb.CREATED, Verb.CONFIGURED}:
-            for path in not_used(step.after):
-                named.setdefault((step.change.kind, path), []).append(str(step.change))
-    return [
-        ": ".join(
-            filter(
-                None,
-                [names[0] + (f" and {len(names) - 1} more" if names[1:] else ""), path, "kept, not used"],
-            )
-        )
-        for (_, path), names in named.items()
-    ]

@@ -211,13 +211,20 @@ def _decided(change: Change, item: KeyValue | None) -> Step:
             raise becomes.stale(change.revision, revision)
         if change.decide is None:
             return _deletion(change, item)
-        before = resources.decode(item) if item else None
+        before = _read(item) if item else None
         after = change.decide(before)
     except (ConfigError, NotFound, Taken, Conflict) as err:
         raise type(err)(f"{change}: {err}") from err
     if after is before:
         return Step(change, revision, before, after, Verb.UNCHANGED)
     return Step(change, revision, before, after, Verb.CONFIGURED if before else Verb.CREATED)
+
+
+def _read(item: KeyValue) -> Resource:
+    try:
+        return resources.decode(item)
+    except ConfigError as err:
+        raise ConfigError(f"what is stored cannot be read: {err}; delete it first") from err
 
 
 def _deletion(change: Change, item: KeyValue | None) -> Step:
@@ -236,44 +243,48 @@ async def carry_out(kv: KeyValueStore, steps: Sequence[Step]) -> AsyncGenerator[
     """Write the steps in their order, and yield each one as it came to be, once it is stored.
 
     Raises:
-        FabricError: one could not be written; the message says which ones were not.
+        FabricError: one could not be written; of several, the message says which ones were not.
     """
+    wanted = [step.after for step in steps if isinstance(step.after, IPPool)]
     for at, step in enumerate(steps):
         try:
-            done = await _write(kv, step)
+            done = await _write(kv, step, wanted)
         except FabricError as err:
+            if len(steps) == 1:
+                raise
             raise FabricError(f"{err}\n{_left(steps, at)}") from err
         yield done
 
 
 def _left(steps: Sequence[Step], at: int) -> str:
-    """Say how far we came, where there is more than the failed one."""
     names = [step.change.what for step in steps[at:]]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     written = "nothing was written before it" if at == 0 else f"{at} of {len(steps)} were done before it"
     return f"{written}; not done: {', '.join(names[:NAMED])}{more}; run it again to do the rest"
 
 
-async def _write(kv: KeyValueStore, step: Step) -> Step:
+async def _write(kv: KeyValueStore, step: Step, wanted: Sequence[IPPool] = ()) -> Step:
     for _ in range(ATTEMPTS):
         if step.verb in {Verb.UNCHANGED, Verb.ABSENT}:
             return step
         try:
-            return await _commit(kv, step)
+            return await _commit(kv, step, wanted)
         except Conflict:
             step = _decided(step.change, await kv.get(step.change.key))
     raise Conflict(f"{step.change}: others write it at the same moment; it was not written; try again")
 
 
-async def _commit(kv: KeyValueStore, step: Step) -> Step:
+async def _commit(kv: KeyValueStore, step: Step, wanted: Sequence[IPPool]) -> Step:
+    """Write the step; `wanted` are all the pools that the command writes."""
     key, after = step.change.key, step.after
     if isinstance(step.before, IPPool) and after is None:
         await pools.delete(kv, key, step.before, step.revision)
         return step
     if step.verb is Verb.CREATED and after:
         after = stamped(after, datetime.now(UTC), uuid.uuid4())
+    unwritten = await pools.fit(kv, step.before, after, wanted) if isinstance(after, IPPool) else ()
     op = Put(key, resources.encode(after)) if after else Delete(key)
-    await kv.commit(Txn((Guard(key, step.revision),), (op,)))
+    await kv.commit(Txn((Guard(key, step.revision),), (op,), unwritten))
     return dataclasses.replace(step, after=after)
 
 

@@ -12,8 +12,10 @@ from dataclasses import replace
 
 from fabric.errors import ConfigError
 from fabric.ipam.pools import HostPrefix, in_use, refusals
+from fabric.ipam.view import View
 from fabric.model import kinds
-from fabric.model.base import Resource
+from fabric.model.base import Resource, tree
+from fabric.model.effects import WHOLE, not_used
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
@@ -47,7 +49,12 @@ async def refuse(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPr
     if problems:
         joint = "; " if len(problems) == 1 else "\n"
         raise ConfigError("\n".join(problems) + joint + "nothing was written")
-    return [*await _nodes(kv, steps), *_endpoints(steps), *await _pools_in_use(kv, steps)]
+    return [
+        *await _nodes(kv, steps),
+        *_endpoints(steps),
+        *await _pools_in_use(kv, steps),
+        *_not_used(steps),
+    ]
 
 
 def _writes(step: Step) -> bool:
@@ -120,27 +127,36 @@ async def _pools(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPr
     wanted = {s.after.metadata.name: s for s in steps if _writes(s) and isinstance(s.after, IPPool)}
     if not wanted:
         return []
-    view = await pools.read(kv)
+    view = await _view(kv)
     gone = {step.change.name for step in _deleted(steps, "IPPool")}
     view = replace(view, pools=tuple(pool for pool in view.pools if pool.metadata.name not in gone))
+    here = {prefix for _, prefix in host}
     found = refusals(
         view,
         [pool for step in wanted.values() if isinstance(pool := step.after, IPPool)],
-        [*host, *await pools.node_subnets(kv)],
+        [*host, *(there for there in await pools.node_subnets(kv) if there[1] not in here)],
     )
     return [f"{wanted[name].change}: {why}" for name, reasons in found.items() for why in reasons]
 
 
 async def _pools_in_use(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
-    gone = [(step, step.before) for step in _deleted(steps, "IPPool")]
+    # One that cannot be read is not looked at: to delete it is how that is mended.
+    gone = [(step, step.before) for step in _deleted(steps, "IPPool") if isinstance(step.before, IPPool)]
     if not gone:
         return []
-    view = await pools.read(kv)
+    view = await _view(kv)
     return [
         f"{step.change}: {len(held)} of its addresses stay in use, and no pool covers them then: {some(map(str, held))}"
         for step, pool in gone
-        if isinstance(pool, IPPool) and (held := in_use(view, pool))
+        if (held := in_use(view, pool))
     ]
+
+
+async def _view(kv: KeyValueStore) -> View:
+    try:
+        return await pools.read(kv)
+    except ConfigError as err:
+        raise ConfigError(f"{err}; nothing was written") from err
 
 
 async def _nodes(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
@@ -155,11 +171,15 @@ async def _nodes(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
     endpoints = (await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))).resources
     workloads = Counter(endpoint.spec.node for endpoint in endpoints)
     return [
-        f"{step.change}: leaves {blocks[name]} blocks and {workloads[name]} workload endpoints behind; "
-        "`fabricctl node leave` on the node gives them back"
+        f"{step.change}: leaves {left} behind; `fabricctl node leave` on the node gives it back"
         for step in gone
-        if blocks[name := step.change.name] or workloads[name]
+        if (left := _left(blocks[step.change.name], workloads[step.change.name]))
     ]
+
+
+def _left(blocks: int, workloads: int) -> str:
+    counts = ((blocks, "block"), (workloads, "workload endpoint"))
+    return " and ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in counts if n)
 
 
 def _endpoints(steps: Sequence[Step]) -> Iterator[str]:
@@ -172,7 +192,25 @@ def _endpoints(steps: Sequence[Step]) -> Iterator[str]:
             )
 
 
-def some(names: Iterable[str]) -> str:
-    """Return names for a message, the first ones and how many more there are."""
+def _not_used(steps: Sequence[Step]) -> Iterator[str]:
+    """Say what is set and changes nothing here: a line for each field of a kind, or for the kind."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for step in filter(_writes, steps):
+        for path in not_used(step.after) if step.after else ():
+            if path == WHOLE or _at(step.before, path) != _at(step.after, path):
+                named.setdefault((step.change.kind, path), []).append(str(step.change))
+    for (_, path), names in named.items():
+        yield ": ".join(filter(None, (some(names, 1), path, "kept, not used")))
+
+
+def _at(resource: Resource | None, path: str) -> object:
+    value: object = tree(resource) if resource else None
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def some(names: Iterable[str], most: int = NAMED) -> str:
+    """Return names for a message, the first `most` and how many more there are."""
     found = list(names)
-    return ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")

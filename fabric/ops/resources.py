@@ -105,7 +105,10 @@ async def get(
     for name in names:
         item = await kv.get(key(kind, name, namespace))
         if item is not None:
-            found.append(decode(item))
+            try:
+                found.append(decode(item))
+            except ConfigError as err:
+                raise ConfigError(f"{named(kind, name, namespace)}: cannot be read: {err}") from err
             continue
         where = f" in namespace {namespace or 'default'}" if kind.namespaced else ""
         missing.append(f'{kind.name} "{name}"{where}: does not exist')

@@ -156,6 +156,13 @@ def test_get_prints_tables_names_and_templates(etcd: EtcdServer) -> None:
     assert ok(etcd, "get", "-f", "-", "-o", "jsonpath={.spec.blockSize}", text=POOL) == "26"
     code, out, err = fabricctl(etcd, "get", "pool", "a", "b")
     assert (code, out, err) == (1, "", 'fabricctl: IPPool "b": does not exist\n')
+    described = "---".join(POLICY.replace("name: web", f"name: {name}") for name in ("web", "b", "c"))
+    code, out, err = fabricctl(etcd, "get", "-n", "blue", "-f", "-", text=described)
+    assert (code, out, err.count("in namespace blue: does not exist")) == (1, "", 2)
+    etcd.ctl("put", "/calico/resources/v3/projectcalico.org/ippools/junk", "no json")
+    code, out, err = fabricctl(etcd, "get", "pool", "junk")
+    assert (code, out) == (1, "")
+    assert err.startswith("fabricctl: IPPool junk: cannot be read: stored value is no JSON")
 
 
 def test_nothing_is_written_where_one_of_many_is_refused(etcd: EtcdServer) -> None:
@@ -164,6 +171,26 @@ def test_nothing_is_written_where_one_of_many_is_refused(etcd: EtcdServer) -> No
     code, out, err = fabricctl(etcd, "apply", "-f", "-", text=f"{POOL}---{second}")
     assert (code, out, revision(etcd)) == (1, "", before)
     assert "overlaps IPPool a" in err
+    code, out, err = fabricctl(etcd, "apply", "-f", "-", text=POOL.replace("10.99", "127.99"))
+    assert (code, out, revision(etcd)) == (1, "", before)
+    assert "overlaps the subnet 127.0.0.0/8 of interface lo of this host" in err
+
+
+def test_a_write_that_etcd_refuses_by_role_says_who_was_refused_and_that_nothing_was_written() -> None:
+    with EtcdServer("--bcrypt-cost", "4") as guarded:
+        for user in ("root", "reader"):
+            guarded.ctl("user", "add", f"{user}:{user}")
+            guarded.ctl("role", "add", user)
+            guarded.ctl("user", "grant-role", user, user)
+        guarded.ctl("role", "grant-permission", "reader", "--prefix=true", "read", "/calico/")
+        guarded.ctl("auth", "enable")
+        done = subprocess.run(
+            command(guarded, "apply", "-f", "-"), input=POOL, capture_output=True, text=True, timeout=60,
+            env={**os.environ, "ETCD_USERNAME": "reader", "ETCD_PASSWORD": "reader"}, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'user "reader" is refused by role: permission denied; nothing was written' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_without_etcd_every_verb_fails_and_version_tells_at_least_its_own() -> None:
@@ -203,7 +230,11 @@ def test_the_subnets_of_a_host_are_those_of_its_interfaces() -> None:
             namespace.ip("addr", "add", address, "dev", name)
         namespace.ip("addr", "add", "10.0.0.1/32", "dev", "lo")
         found = {(name, str(prefix)) for name, prefix in namespace.run(host_subnets())}
-    assert found == {("eth7 of this host", "10.99.0.0/20"), ("lo of this host", "10.0.0.1/32")}
+    assert found - {("lo of this host", "::1/128")} == {
+        ("eth7 of this host", "10.99.0.0/20"),
+        ("lo of this host", "10.0.0.1/32"),
+        ("lo of this host", "127.0.0.0/8"),
+    }
 
 
 def test_version_tells_of_client_and_cluster(etcd: EtcdServer) -> None:

@@ -108,7 +108,14 @@ def test_an_unwanted_link_goes_and_may_go_twice(bench: Bench) -> None:
     assert bench.plan() == [Remove(bench.veth().name)]
     assert bench.heal() == {}
     assert bench.actual() == {}
-    bench.host.run(bench.links.remove(bench.veth().name))
+    bench.host.run(bench.links.remove([bench.veth().name]))
+
+
+def test_several_go_at_once_and_what_is_gone_already_does_not_matter(bench: Bench) -> None:
+    one, two, kept = (replace(bench.veth(name), interface=name) for name in ("one", "two", "kept"))
+    bench.heal(one, two, kept)
+    bench.host.run(bench.links.remove([one.name, two.name, bench.veth("never").name]))
+    assert set(bench.actual()) == {kept.name}
 
 
 def test_a_successor_takes_over_the_interface_name_in_one_pass(bench: Bench) -> None:

@@ -79,6 +79,15 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def on_a_terminal(code: str, settings: dict[str, str]) -> str:
+    """What a call of `output` prints on a terminal 60 characters wide."""
+    command = f'stty cols 60; "{sys.executable}" -c "from fabric.cli.output import table; {code}"'
+    return subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        env={"PATH": "/usr/bin:/bin", **settings}, capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("settings", "coloured"),
     [({"TERM": "xterm-256color"}, True), ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False)],
@@ -86,11 +95,34 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_gets_what_fits_and_colour_unless_it_is_unwanted(
     settings: dict[str, str], coloured: bool
 ) -> None:
-    code = "from fabric.cli.output import table; table(['NAME', 'SELECTOR'], [('a', 'x' * 500)])"
+    shown = on_a_terminal("table(['NAME', 'SELECTOR'], [('a', 'x' * 500)])", settings)
+    assert ("\x1b[1;36m" in shown) is coloured
+    assert max(len(line.rstrip()) for line in shown.splitlines()[1:]) <= 60
+    assert shown.count("x") == 500
+
+
+def test_where_it_is_tight_headings_are_broken_before_names() -> None:
+    row = ("a-name-of-thirty-characters-in", "10.244.0.0/16", "false")
+    shown = on_a_terminal(f"table(['NAME', 'CIDR', 'DISABLEBGPEXPORT'], [{row}])", {"NO_COLOR": "1"})
+    assert "  ".join(row) in shown
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "told"),
+    [
+        (">/dev/full", 1, "fabricctl: standard output: No space left on device; the answer is not whole\n"),
+        (">&$gone", 1, ""),
+        (">&-", 0, ""),
+        (">/dev/null 2>&-", 0, ""),
+    ],
+)
+def test_an_answer_that_cannot_be_written_is_an_error_and_no_traceback(
+    redirected: str, status: int, told: str
+) -> None:
+    # The pipe behind $gone has no reader any more.
+    script = f'exec {{gone}}> >(:); wait $!; "$0" -m fabric.cli.main completion bash {redirected}'
     done = subprocess.run(
-        ["script", "-qec", f'stty cols 60; "{sys.executable}" -c "{code}"', "/dev/null"],
-        env={"PATH": "/usr/bin:/bin", **settings}, capture_output=True, text=True, timeout=60, check=True,
+        ["bash", "-c", script, sys.executable], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=60, check=False,
     )  # fmt: skip
-    assert ("\x1b[1;36m" in done.stdout) is coloured
-    assert max(len(line.rstrip()) for line in done.stdout.splitlines()[1:]) <= 60
-    assert done.stdout.count("x") == 500
+    assert (done.returncode, done.stderr) == (status, told)

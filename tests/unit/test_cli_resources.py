@@ -10,6 +10,7 @@ from fabric.cli.main import main
     [
         ("get",),
         ("get", "pools", "-o", "xml"),
+        ("get", "pools", "-o", "jsonpath="),
         ("get", "pools", "-f", "x"),
         ("get", "np", "x", "-A"),
         ("delete", "pools"),

@@ -204,7 +204,7 @@ async def test_what_does_not_exist_cannot_be_replaced_patched_labelled_or_delete
 async def test_what_is_stored_broken_is_named_and_not_overwritten_but_can_be_deleted() -> None:
     kv = FakeEtcd()
     await kv.commit(Txn((), (Put(KEY, '{"kind":"IPPool","metadata":{"name":"pool"}}'),)))
-    with pytest.raises(ConfigError, match="IPPool pool: spec: is required"):
+    with pytest.raises(ConfigError, match="cannot be read: IPPool pool: spec: is required; delete it first"):
         await plan(kv, [apply(given(POOL))])
     assert await done(kv, delete_named(KIND, "pool")) == ["deleted"]
     assert await kv.get(KEY) is None

@@ -9,7 +9,8 @@ from fabric.ipam.pools import HostPrefix
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
-from fabric.ops.change import Change, apply, delete, delete_named, gather, patch, plan
+from fabric.ops import resources
+from fabric.ops.change import Change, apply, delete, delete_named, gather, label, patch, plan
 from fabric.ops.files import Given
 from fabric.ops.refuse import refuse
 from fabric.store.kv import Put, Txn
@@ -98,16 +99,30 @@ async def test_a_pool_over_a_subnet_of_a_host_is_refused_with_the_interface_or_t
     [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))))
     assert "overlaps the subnet 192.0.2.0/24" in line
     assert "node n1" in line
+    own = (("eth1 of this host", pool("192.0.2.0/24").spec.cidr),)
+    [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))), host=own)  # on the node itself: once
+    assert "eth1 of this host" in line
+
+
+async def test_a_pool_that_cannot_be_read_is_in_the_way_of_pools_but_not_of_its_own_deletion() -> None:
+    kv = FakeEtcd()
+    await put(kv, POOL)
+    broken = resources.key(kinds.lookup("pool"), "broken")
+    await kv.commit(Txn((), (Put(broken, '{"kind":"IPPool","metadata":{"name":"broken"}}'),)))
+    for change in (apply(given(pool("10.9.0.0/16", "new"))), delete_named(kinds.lookup("pool"), "pool")):
+        [line, _] = await problems(kv, change)
+        assert line.startswith(f"{broken}: cannot be read")
+    assert await warnings(kv, delete_named(kinds.lookup("pool"), "broken")) == []
 
 
 async def test_a_policy_needs_its_tier_which_may_come_with_it() -> None:
     kv = FakeEtcd()
     [line] = await problems(kv, apply(given(policy())))
     assert 'NetworkPolicy default/sec.web: spec.tier: "sec": there is no such Tier' in line
-    assert await warnings(kv, apply(given(policy())), apply(given(resource("Tier", "sec")))) == []
-    assert await warnings(kv, apply(given(policy("web", "kube-admin")))) == []
+    await warnings(kv, apply(given(policy())), apply(given(resource("Tier", "sec"))))
+    await warnings(kv, apply(given(policy("web", "kube-admin"))))
     await put(kv, resource("Tier", "sec"))
-    assert await warnings(kv, apply(given(policy()))) == []
+    await warnings(kv, apply(given(policy())))
 
 
 async def test_a_tier_with_policies_or_a_built_in_one_stays() -> None:
@@ -137,6 +152,21 @@ async def test_cluster_information_is_the_nodes_to_write() -> None:
         assert "ClusterInformation default: is written by the nodes" in line
 
 
+async def test_what_acts_on_nothing_is_warned_of_by_the_change_that_sets_it() -> None:
+    kv = FakeEtcd()
+    tunnelled = [pool(f"10.{n}.0.0/24", f"p{n}", ipipMode="Always") for n in range(3)]
+    [line] = await warnings(kv, *(apply(given(one)) for one in tunnelled))
+    assert line == "x.yaml:1: IPPool p0 and 2 more: spec.ipipMode: kept, not used"
+    await put(kv, tunnelled[0])
+    kind = kinds.lookup("pool")
+    assert await warnings(kv, label(kind, "p0", None, {"a": "b"}, (), overwrite=False)) == []
+    [line] = await warnings(kv, patch(kind, "p0", None, {"spec": {"ipipMode": "CrossSubnet"}}, "merge"))
+    assert line == "IPPool p0: spec.ipipMode: kept, not used"
+    await put(kv, resource("HostEndpoint", "h", node="n", interfaceName="*"))
+    [line] = await warnings(kv, label(kinds.lookup("hep"), "h", None, {"a": "b"}, (), overwrite=False))
+    assert line == "HostEndpoint h: kept, not used"
+
+
 async def test_the_ipam_configuration_has_no_place_for_labels() -> None:
     change = patch(kinds.lookup("ipamconfig"), "default", None, {"metadata": {"labels": {"a": "b"}}}, "merge")
     kv = FakeEtcd()
@@ -153,7 +183,7 @@ async def test_what_a_deletion_leaves_behind_is_said() -> None:
     await claim_a_block(kv)
     node = kinds.lookup("node")
     [line] = await warnings(kv, delete_named(node, "n1"), delete_named(node, "n2"))
-    assert line.startswith("Node n1: leaves 1 blocks and 1 workload endpoints behind")
+    assert line.startswith("Node n1: leaves 1 block and 1 workload endpoint behind")
     [line] = await warnings(kv, delete_named(kinds.lookup("wep"), "w"))
     assert line.startswith("WorkloadEndpoint default/w: 10.0.0.0/32 stays allocated")
     [line] = await warnings(kv, delete_named(kinds.lookup("pool"), "pool"))
