@@ -121,10 +121,15 @@ def _changes(decided: Iterable[Decided]) -> Iterable[Change]:
 
 
 def _keys(decided: Decided) -> set[object]:
-    """What stands for each key that it writes."""
+    """What stands for each key that it writes or is guarded by."""
     found: set[object] = {_key(decided.endpoint)}
     for change in decided.changes:
-        found |= {*change.blocks, *change.affinities, *change.handles}
+        found |= {
+            *change.blocks,
+            *change.affinities,
+            *change.handles,
+            *(("ippools", p) for p in change.pools),
+        }
     return found
 
 

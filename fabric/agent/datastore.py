@@ -1,8 +1,9 @@
 """Keep the snapshot as the datastore has it, and a copy of it on disk that a start without etcd begins from.
 
 The copy is read only where etcd does not answer the first listing, and is replaced whole by that listing
-when it comes: nothing of the copy, which may be another cluster's by then, outlives it. Until then the
-snapshot is not in sync, so nothing is removed, withdrawn or attached because of it.
+when it comes: nothing of the copy outlives it. Until then the snapshot is not in sync, so nothing is
+removed, withdrawn or attached because of it; nor is it while etcd has another cluster than before, which
+does not know this node.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import structlog
 from fabric.agent.snapshot import Snapshot, fold
 from fabric.agent.state import State
 from fabric.errors import ConfigError
+from fabric.model.node import Node
 from fabric.store import sync
 from fabric.store.cache import Journal
 from fabric.store.keys import CALICO
@@ -91,15 +93,13 @@ async def follow(state: State, kv: KeyValueStore, keeper: Keeper) -> None:
             match event:
                 case Listing(revision, items):
                     keeper.note(event)
-                    snapshot = _listed(event)
-                    _say_if_another_cluster(state.snapshot, snapshot)
-                    state.update(snapshot=_synced(snapshot))
+                    state.update(snapshot=_synced(_listed(event), state))
                     log.info("datastore in sync", revision=revision, keys=len(items))
                 case Changes():
                     keeper.note(event)
                     if state.snapshot.lost:
                         log.info("datastore in sync again", revision=event.revision)
-                    state.update(snapshot=_synced(fold(state.snapshot, event)))
+                    state.update(snapshot=_synced(fold(state.snapshot, event), state))
                 case sync.Lost(reason):
                     log.warning("datastore lost; forwarding goes on as it is", error=reason)
                     lost = await _lost(state.snapshot, keeper)
@@ -111,12 +111,28 @@ def _listed(listing: Listing) -> Snapshot:
     return fold(Snapshot(), Changes(listing.revision, puts=listing.items))
 
 
-def _synced(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, in_sync=True, lost="", lost_at=0.0, copied=False)
+def _synced(now: Snapshot, state: State) -> Snapshot:
+    """Return `now` as etcd has it; what another cluster lacks is no reason to take anything away.
+
+    Unless that cluster knows this node: then it has joined there.
+    """
+    before = state.snapshot
+    home = before.home or before.cluster
+    if now.cluster == home or now.get(Node, state.node):
+        home = ""
+    if home and not before.home:
+        log.error(
+            "etcd has another cluster, which does not know this node; all stays as it is",
+            known=home,
+            found=now.cluster,
+        )
+    return replace(now, in_sync=True, lost="", lost_at=0.0, copied=False, home=home)
 
 
 async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:
     """What is known stands; where nothing was read yet, the copy does."""
+    if snapshot.lost:  # another reason of the same outage
+        return snapshot
     if snapshot.revision:
         return replace(snapshot, lost_at=time.time())
     if (copied := await keeper.read()) is None:
@@ -126,15 +142,6 @@ async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:
         "started from the copy of the datastore; it is stale", revision=copied.revision, seconds_old=age
     )
     return copied
-
-
-def _say_if_another_cluster(before: Snapshot, now: Snapshot) -> None:
-    if before.copied and before.cluster != now.cluster:
-        log.error(
-            "etcd has another cluster than the copy this node started from; the copy is dropped",
-            copied=before.cluster,
-            found=now.cluster,
-        )
 
 
 def _log_problems(found: Mapping[str, str], known: Mapping[str, str]) -> Mapping[str, str]:

@@ -45,8 +45,14 @@ class Host:
 
 @dataclass(frozen=True)
 class Desired:
-    """What this node should have."""
+    """What this node should have.
 
+    `whole` says that what the datastore wants is all in it, `settled` that what BGP wants is as well: until
+    then a thing that is not in it may be one that was not heard of yet, and nothing is taken away for it.
+    """
+
+    whole: bool = False
+    settled: bool = False
     links: Mapping[str, Veth] = field(default_factory=dict)
     routes: RouteSet = field(default_factory=dict)
     wanted: Wanted = field(default_factory=Wanted)
@@ -70,6 +76,8 @@ def desire(node: str, snapshot: Snapshot, ribs: Ribs, host: Host, known: LocRib)
     )
     heard = loc_rib(Inputs(wanted.sessions, policy, host.foreign_routes, ribs.adj_rib_in), known)
     return Desired(
+        whole=snapshot.whole,
+        settled=snapshot.whole and ribs.settled,
         links={link.name: link for link in links},
         routes=plan_routes.merge(
             workloads=endpoints.routes(links),

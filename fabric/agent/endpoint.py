@@ -24,6 +24,7 @@ from fabric.ipam.types import Address
 from fabric.ipam.view import Change, View, after
 from fabric.model import namespaces
 from fabric.model.base import Metadata
+from fabric.model.ippool import IPPool
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec
 from fabric.plan.endpoints import NETNS_ANNOTATION, ORCHESTRATOR, endpoint_name, handle_of
@@ -94,7 +95,12 @@ def existing(snapshot: Snapshot, node: str, request: Request) -> WorkloadEndpoin
     held = endpoint.metadata.annotations.get(NETNS_ANNOTATION)
     addresses = {prefix.network_address for prefix in endpoint.spec.ip_networks}
     labels = own_labels(endpoint)
-    same = held == request.netns and (not request.address or request.address in addresses)
+    asked = [p for p in snapshot.all(IPPool) if {p.metadata.name, str(p.spec.cidr)} & {*request.pools}]
+    same = (
+        held == request.netns
+        and (not request.address or request.address in addresses)
+        and (not asked or any(address in pool.spec.cidr for pool in asked for address in addresses))
+    )
     if not same or (request.labels and _own(request.labels) != labels):
         listed = ", ".join(f"{k}={v}" for k, v in sorted(labels.items())) or "no labels"
         raise Taken(

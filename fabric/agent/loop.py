@@ -16,9 +16,9 @@ import structlog
 from bgp.speaker.seam import Speaker, Wanted
 from fabric import logs
 from fabric.agent import ribs
-from fabric.agent.desired import joined
+from fabric.agent.desired import Desired, joined
 from fabric.agent.host import read_host
-from fabric.agent.passes import Outcome, Passes, describe
+from fabric.agent.passes import Outcome, Passes, log_done
 from fabric.agent.settings import Settings, settings
 from fabric.agent.state import State
 from fabric.config import SYSCTLS
@@ -135,10 +135,11 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     if not state.snapshot.revision:
         state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
-    in_sync = state.snapshot.whole and state.ribs.settled
-    outcome = await passes.run(state.compute, in_sync=in_sync, read_back=read_back)
-    _log_changes(outcome, state.outcome)
-    await _hand_down(link, state.desired.wanted, whole=state.snapshot.whole)
+    outcome = await passes.run(state.compute, read_back=read_back)
+    log_done(outcome)
+    for op in outcome.refused.keys() - state.outcome.refused.keys():
+        log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
+    await _hand_down(link, state.desired)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
     if settled is not state.ribs:
@@ -147,9 +148,10 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     return outcome
 
 
-async def _hand_down(link: SpeakerLink, wanted: Wanted, *, whole: bool) -> None:
-    """Without a `whole` snapshot nothing is withdrawn: what it lacks may be what it has not heard of."""
-    if not whole and link.told:
+async def _hand_down(link: SpeakerLink, desired: Desired) -> None:
+    """Before all that the datastore wants is known, nothing is withdrawn."""
+    wanted = desired.wanted
+    if not desired.whole and link.told:
         wanted = joined(link.told, wanted)
     if link.speaker is None or link.told == wanted:
         return
@@ -160,13 +162,6 @@ async def _hand_down(link: SpeakerLink, wanted: Wanted, *, whole: bool) -> None:
         return
     link.told = wanted
     log.info("speaker told", sessions=len(wanted.sessions), announced=sum(map(len, wanted.announce.values())))
-
-
-def _log_changes(outcome: Outcome, before: Outcome) -> None:
-    for op in outcome.done:
-        log.info("kernel changed", **describe(op))
-    for op in outcome.refused.keys() - before.refused.keys():
-        log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

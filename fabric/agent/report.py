@@ -24,7 +24,7 @@ def status(state: State) -> Json:
     return {
         "node": state.node,
         "ready": state.ready,
-        "registered": me is not None,
+        "registered": state.registered,
         "address": str(me.spec.bgp.ipv4_address or me.spec.bgp.ipv6_address) if me and me.spec.bgp else "",
         "datastore": {
             "in_sync": state.snapshot.in_sync,
@@ -44,11 +44,28 @@ def status(state: State) -> Json:
         "workloads": len(state.snapshot.endpoints(state.node)),
         "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
         "problems": [
+            *_absence(state),
             *filter(None, [state.copy_problem, *state.upkeep_problems]),
             *(f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())),
             *(f"BGPPeer {name}: {why}" for name, why in sorted(_peer_problems(state, me).items())),
         ],
     }
+
+
+def _absence(state: State) -> list[str]:
+    if home := state.snapshot.home:
+        why = (
+            f"etcd has cluster {state.snapshot.cluster or '(none)'}, which does not know this node, and had {home} "
+            "before: all stays as it is; restore etcd's data, or run `fabricctl node join` to begin anew there"
+        )
+        return [why]
+    if state.registered or not state.snapshot.whole:
+        return []
+    why = (
+        f"Node {state.node}: is not in the datastore, or cannot be read: without it this node announces nothing and "
+        "takes no new workload; those it has keep their links; run `fabricctl node join` as before, or `node leave`"
+    )
+    return [why]
 
 
 def _peer_problems(state: State, me: Node | None) -> dict[str, str]:

@@ -16,11 +16,12 @@ from typing import TypeVar
 from fabric.errors import ConfigError
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
-from fabric.ipam import view as ipam_view
+from fabric.ipam import records as ipam_records
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.config import IPAMConfig
+from fabric.ipam.records import Affinity, Handle
 from fabric.ipam.types import Prefix
-from fabric.ipam.view import MAX_HOST_BITS, Affinity, Handle, View
+from fabric.ipam.view import MAX_HOST_BITS, View
 from fabric.ipam.view import Stored as StoredBlock
 from fabric.model import kinds, namespaces, wire
 from fabric.model.base import Resource
@@ -51,10 +52,11 @@ class Stored:
 class Snapshot:
     """Everything below /calico as of the watch's `revision`, plus our own newer writes.
 
-    `seen` has the newest revision of each key, `deleted` that of each key removed since: it is forgotten
-    once the watch has passed it. `lost` says why the watch is broken, "" while it is not; the rest then
-    stands as it was at `lost_at`, seconds of the Unix epoch. `copied` says that it was not read from etcd
-    but from this node's copy on disk.
+    `resources` are by the plural of their kind. `seen` has the newest revision of each key, `deleted` that of
+    each key removed since: it is forgotten once the watch has passed it. `lost` says why the watch is broken,
+    "" while it is not; the rest then stands as it was at `lost_at`, seconds of the Unix epoch. `copied` says
+    that it was not read from etcd but from this node's copy on disk. `home` is the cluster that this node is
+    of, where etcd has by now another one that does not know it: made anew, or reached by mistake.
     """
 
     revision: int = 0
@@ -62,9 +64,10 @@ class Snapshot:
     lost: str = ""
     lost_at: float = 0.0
     copied: bool = False
+    home: str = ""
     seen: Mapping[str, int] = field(default_factory=dict)
     deleted: Mapping[str, int] = field(default_factory=dict)
-    resources: Mapping[keys.ResourceKey, Stored] = field(default_factory=dict)
+    resources: Mapping[str, Mapping[keys.ResourceKey, Stored]] = field(default_factory=dict)
     blocks: Mapping[Prefix, StoredBlock] = field(default_factory=dict)
     affinities: Mapping[tuple[str, Prefix], Affinity] = field(default_factory=dict)
     handles: Mapping[str, Handle] = field(default_factory=dict)
@@ -73,7 +76,8 @@ class Snapshot:
 
     def all(self, kind: type[R]) -> tuple[R, ...]:
         """Return every resource of one kind."""
-        return tuple(s.resource for s in self.resources.values() if isinstance(s.resource, kind))
+        found = self.resources.get(_PLURAL[kind], {}).values()
+        return tuple(s.resource for s in found if isinstance(s.resource, kind))
 
     def get(self, kind: type[R], name: str, namespace: str | None = None) -> R | None:
         """Return one resource, or None."""
@@ -82,7 +86,8 @@ class Snapshot:
 
     def stored(self, kind: type[R], name: str, namespace: str | None = None) -> Stored | None:
         """Return one resource with its revision, or None."""
-        return self.resources.get(keys.ResourceKey(_PLURAL[kind], namespace, name))
+        plural = _PLURAL[kind]
+        return self.resources.get(plural, {}).get(keys.ResourceKey(plural, namespace, name))
 
     def endpoints(self, node: str) -> tuple[WorkloadEndpoint, ...]:
         """Return the workload endpoints of `node`."""
@@ -95,6 +100,8 @@ class Snapshot:
         says nothing yet has the revision that a write in its place is guarded by.
         """
         me = self.get(Node, node)
+        pools = self.all(IPPool)
+        read = {name: self.stored(IPPool, name) for name in (pool.metadata.name for pool in pools)}
         unread = {parsed: self.seen[key] for key in self.problems if (parsed := keys.parse(key))}
         closed = {key.prefix: revision for key, revision in unread.items() if isinstance(key, keys.BlockKey)}
         records = {
@@ -113,7 +120,8 @@ class Snapshot:
         return View(
             node=node,
             labels=me.metadata.labels if me else {},
-            pools=self.all(IPPool),
+            pools=pools,
+            pool_revisions={name: stored.revision for name, stored in read.items() if stored},
             blocks={**self.blocks, **_closed(closed)} if closed else self.blocks,
             affinities=affinities,
             reserved=tuple(net for r in self.all(IPReservation) for net in r.spec.reserved_cidrs),
@@ -142,7 +150,7 @@ class Snapshot:
     @property
     def whole(self) -> bool:
         """Whether what is not in it is not wanted; else nothing may be removed for the lack of it."""
-        return self.in_sync and not self.locked
+        return self.in_sync and not self.locked and not self.home
 
     def bgp_configuration(self) -> BGPConfiguration | None:
         return self.get(BGPConfiguration, "default")
@@ -201,7 +209,7 @@ class _Edit:
         self._base = snapshot
         self._seen = dict(snapshot.seen)
         self._deleted = dict(snapshot.deleted)
-        self._resources = dict(snapshot.resources)
+        self._resources = {kind: dict(found) for kind, found in snapshot.resources.items()}
         self._blocks = dict(snapshot.blocks)
         self._affinities = dict(snapshot.affinities)
         self._handles = dict(snapshot.handles)
@@ -225,13 +233,15 @@ class _Edit:
     def _read(self, item: KeyValue) -> None:
         match keys.parse(item.key):
             case keys.ResourceKey() as key:
-                self._resources[key] = Stored(wire.from_json(item.value), item.revision)
+                self._resources.setdefault(key.plural, {})[key] = Stored(
+                    wire.from_place(item.value, key.plural, key.namespace, key.name), item.revision
+                )
             case keys.BlockKey(prefix):
                 self._blocks[prefix] = StoredBlock(blocks.from_json(item.value), item.revision)
             case keys.AffinityKey(node, prefix):
-                self._affinities[node, prefix] = ipam_view.affinity_from_json(item.value, item.revision)
+                self._affinities[node, prefix] = ipam_records.affinity_from_json(item.value, item.revision)
             case keys.HandleKey(handle):
-                self._handles[handle] = ipam_view.handle_from_json(item.value, item.revision)
+                self._handles[handle] = ipam_records.handle_from_json(item.value, item.revision)
             case None if item.key == keys.IPAM_CONFIG:
                 self._ipam_config = ipam_config.from_json(item.value)
 
@@ -245,7 +255,7 @@ class _Edit:
         self._problems.pop(key, None)
         match keys.parse(key):
             case keys.ResourceKey() as parsed:
-                self._resources.pop(parsed, None)
+                self._resources.get(parsed.plural, {}).pop(parsed, None)
             case keys.BlockKey(prefix):
                 self._blocks.pop(prefix, None)
             case keys.AffinityKey(node, prefix):

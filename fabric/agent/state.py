@@ -10,6 +10,7 @@ from fabric.agent.desired import Desired, Host, desire
 from fabric.agent.passes import Outcome
 from fabric.agent.ribs import Ribs
 from fabric.agent.snapshot import Snapshot
+from fabric.model.node import Node
 
 
 @dataclass
@@ -59,8 +60,13 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """The datastore is in sync, the speaker answers, and one whole pass went through since."""
-        return self.snapshot.whole and self.ribs.connected and self.passes > 0
+        """The datastore is in sync and has this node, the speaker answers, and a whole pass went through."""
+        return self.snapshot.whole and self.registered and self.ribs.connected and self.passes > 0
+
+    @property
+    def registered(self) -> bool:
+        """Whether the datastore has a Node of this name that can be read."""
+        return self.snapshot.get(Node, self.node) is not None
 
     async def until(self, predicate: Callable[[], bool]) -> None:
         """Return once `predicate` holds; it is looked at after each change."""

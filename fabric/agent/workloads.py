@@ -21,7 +21,7 @@ from fabric.agent import batch as batches
 from fabric.agent import endpoint as endpoints
 from fabric.agent.batch import Batch, Removal
 from fabric.agent.endpoint import Request, Stamp
-from fabric.agent.passes import Passes, Scope
+from fabric.agent.passes import AT_ONCE, Passes, Scope, log_done
 from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
 from fabric.agent.turns import Asked, Turns
@@ -35,7 +35,6 @@ log = structlog.get_logger()
 ATTEMPTS = 20  # lost races before giving up; each waits for the watch to show what won
 TOGETHER = 2  # of them with the whole batch: what loses a race without end then loses it alone
 CATCH_UP = 2.0  # seconds the watch is given to show it
-AT_ONCE = 16  # endpoints of one pass at most, so that the first of a crowd is not answered with the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +201,18 @@ class Workloads:
 
     async def _bring_in(self, waiting: Sequence[Asked[WorkloadEndpoint, DataplaneError | None]]) -> None:
         """Run one pass for those at the head of the queue; answer each with the first refusal that is its own."""
-        asking = waiting[:AT_ONCE]
+        asking = waiting[:AT_ONCE]  # so that the first of a crowd is not answered with the last
         scopes = [_scope(asked.question) for asked in asking]
         scope = Scope(
             frozenset().union(*(s.links for s in scopes)), frozenset().union(*(s.prefixes for s in scopes))
         )
         try:
-            outcome = await self._passes.run(self._state.compute, in_sync=True, scope=scope)
+            outcome = await self._passes.run(self._state.compute, scope=scope)
         except DataplaneError as err:  # the kernel could not even be read
             for asked in asking:
                 asked.give(err)
             return
+        log_done(outcome)
         for asked, own in zip(asking, scopes, strict=True):
             asked.give(next((err for op, err in outcome.refused.items() if own.has(op)), None))
 

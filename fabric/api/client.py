@@ -56,7 +56,8 @@ def fetch(
         text = response.read().decode()
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise AgentError(
-            f"agent at {at}: not running ({err.strerror}); nothing was done; start it with `fabricctl node join`"
+            f"agent at {at}: not running ({err.strerror}); nothing was done; start it with `fabricctl node start`, "
+            "or on a host that is no node yet with `fabricctl node join`"
         ) from err
     except PermissionError as err:
         raise AgentError(f"agent at {at}: permission denied; nothing was done; run this as root") from err

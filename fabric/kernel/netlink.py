@@ -37,7 +37,15 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 5, 18, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD = (
+    1,
+    3,
+    4,
+    5,
+    18,
+    27,
+    28,
+)
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
@@ -111,6 +119,17 @@ def link_delete(name: str) -> Request:
     return Request(
         f"remove link {name}", RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name)
     )
+
+
+def link_group(name: str, group: int) -> Request:
+    body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + u32(IFLA_GROUP, group)
+    return Request(f"group {group} of link {name}", RTM_NEWLINK, 0, body)
+
+
+def group_delete(group: int) -> Request:
+    """Remove every link of the group, waiting once for the grace period that each alone would wait for."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + u32(IFLA_GROUP, group)
+    return Request(f"remove the links of group {group}", RTM_DELLINK, 0, body)
 
 
 def address_set(index: int, interface: IPv4Interface | IPv6Interface) -> Request:

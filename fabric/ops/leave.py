@@ -19,30 +19,23 @@ from fabric.ipam import assign
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
 from fabric.ipam.config import IPAMConfig
+from fabric.ipam.records import Affinity, Handle, affinity_from_json, handle_from_json
 from fabric.ipam.types import Prefix
-from fabric.ipam.view import (
-    Affinity,
-    Change,
-    Handle,
-    Stored,
-    View,
-    affinity_from_json,
-    after,
-    handle_from_json,
-)
+from fabric.ipam.view import Change, Stored, View, after
 from fabric.kernel import sysctls
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
 from fabric.model.bgp import BGPPeer
 from fabric.model.kinds import lookup
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.ops import check, resources, supervise
+from fabric.ops import resources, supervise
 from fabric.ops.join import ID_ANNOTATION
 from fabric.plan.endpoints import is_handle_of
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
-ATTEMPTS = 10  # rounds, each on a listing of its own
+ATTEMPTS = 10  # rounds without progress, each on a listing of its own
+TOGETHER = 100  # addresses freed in one transaction: etcd takes 128 operations
 WITHDRAWN_WITHIN = 40.0  # seconds for the speaker to say that its sessions have withdrawn and are gone
 POLL = 0.1
 
@@ -52,18 +45,6 @@ class Left:
     """What was given back and removed, one line each."""
 
     lines: tuple[str, ...]
-
-
-def joined(config: Config) -> Config:
-    """Return `config` if there is something to leave, and one may.
-
-    Raises:
-        ConfigError: this is not root, or the host is no node; nothing was changed.
-    """
-    check.need_root()
-    if not config.node:
-        raise ConfigError("this host is not a node; nothing was changed")
-    return config
 
 
 async def leave(config: Config, kv: KeyValueStore) -> Left:
@@ -114,20 +95,23 @@ async def hand_back(node: str, kv: KeyValueStore) -> list[str]:
         StoreError: etcd did not answer, or others were faster without end.
     """
     lines: list[str] = []
-    for _ in range(ATTEMPTS):
+    in_vain = 0
+    while in_vain < ATTEMPTS:
         view, unreadable = await _view(node, kv)
         due = list(_due(view))
         if not due:
             return lines + unreadable
+        in_vain += 1
         for what, changes in due:
             try:
                 await kv.commit(ipam.transaction(view.handles, *changes))
             except Conflict:
                 continue
             lines.append(what)
+            in_vain = 0
     raise StoreError(
-        f"node {node}: {len(due)} of its blocks and handles are still there after {ATTEMPTS} attempts, since others "
-        "write them; its Node was deleted; run `fabricctl node leave` again"
+        f"node {node}: {len(due)} of its blocks and handles are still there after {ATTEMPTS} attempts in vain, since "
+        "others write them; its Node was deleted; run `fabricctl node leave` again"
     )
 
 
@@ -144,6 +128,9 @@ def _due(view: View) -> Iterator[tuple[str, list[Change]]]:
             for address in stored.block.held_by(handle):
                 changes.append(assign.release(now, address, handle, at=datetime.now(UTC)))
                 now = after(now, changes[-1])
+        if len(changes) > TOGETHER:
+            yield f"block {prefix}: {TOGETHER} addresses freed", changes[:TOGETHER]
+            continue
         if stored.block.node == view.node or (view.node, prefix) in view.affinities:
             changes.append(assign.hand_back(now, view.node, prefix))
         if changes:
@@ -217,12 +204,12 @@ async def _sweep() -> list[str]:
             except DataplaneError as err:
                 refused.append(str(err))
     links = NetlinkLinks()
-    for link in await links.owned_links():
-        try:
-            await links.remove(link.name)
-            lines.append(f"link {link.name}: removed")
-        except DataplaneError as err:
-            refused.append(str(err))
+    try:
+        names = [link.name for link in await links.owned_links()]
+        await links.remove(names)
+        lines += [f"link {name}: removed" for name in names]
+    except DataplaneError as err:
+        refused.append(str(err))
     lines += [f"sysctl {name}: put back" for name in await sysctls.restore(configuration.SYSCTLS)]
     if refused:
         raise FabricError("left over on this host:\n  " + "\n  ".join(refused))

@@ -1,18 +1,18 @@
-"""Start this host's processes under the supervisor: away from this terminal or attached to it, until they are ready."""
+"""Start this host's processes under the supervisor: away from this terminal or attached to it, until they work."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from fabric import config as configuration
 from fabric.api import client
 from fabric.config import Config
-from fabric.errors import AgentError, FabricError, Taken
-from fabric.ops import supervise
+from fabric.errors import AgentError, ConfigError, FabricError, Taken
+from fabric.ops import check, supervise
 
 READY_WITHIN = 30.0  # seconds for agent and speaker to start and read everything
 ESTABLISHED_WITHIN = 15.0  # seconds for the sessions asked for to come up
@@ -50,24 +50,52 @@ def start(config: Config, *, foreground: bool = False) -> subprocess.Popen[bytes
         )
 
 
+def joined(config: Config) -> Config:
+    """Return `config` if this host is a node.
+
+    Raises:
+        ConfigError: it is none, or this is not root; nothing was changed.
+    """
+    check.need_root()
+    if not config.node:
+        raise ConfigError("this host is not a node; nothing was changed; `fabricctl node join` makes it one")
+    return config
+
+
+def wait_working(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    """Return the agent's status once it is ready, or works from its copy of the datastore.
+
+    Raises:
+        FabricError: it does neither; the message has the last lines of its log.
+    """
+    return _wait(process, lambda status: bool(status["ready"] or status["datastore"]["copied"]))
+
+
 def wait_ready(process: subprocess.Popen[bytes] | None, peers: Set[str]) -> dict[str, Any]:
     """Return the agent's status once it is ready, its sessions, those to `peers` among them, up or out of time.
 
     Raises:
         FabricError: it did not become ready; the message has the last lines of its log.
     """
+    status = _wait(process, lambda status: bool(status["ready"]))
+    deadline = time.monotonic() + ESTABLISHED_WITHIN
+    while not _sessions_up(status, peers) and time.monotonic() < deadline:
+        time.sleep(POLL)
+        status = _status() or status
+    return status
+
+
+def _wait(
+    process: subprocess.Popen[bytes] | None, enough: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
     deadline = time.monotonic() + READY_WITHIN
-    while not (status := _status()) or not status["ready"]:
+    while not (status := _status()) or not enough(status):
         if (process and process.poll() is not None) or time.monotonic() > deadline:
             raise FabricError(
                 "node: its processes did not become ready; they are left as they are; the end of "
                 f"{configuration.LOG}:\n{_log_tail()}"
             )
         time.sleep(POLL)
-    deadline = time.monotonic() + ESTABLISHED_WITHIN
-    while not _sessions_up(status, peers) and time.monotonic() < deadline:
-        time.sleep(POLL)
-        status = _status() or status
     return status
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_network
 
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.plan.links import Veth
+from fabric.plan.links import Address, Veth
 from fabric.plan.routes import NextHop, Route, RouteKey
 
 NETNS_ANNOTATION = "fabricctl.io/netns"  # where the container is on its node; Calico has no field for it
@@ -51,8 +52,9 @@ def veth(endpoint: WorkloadEndpoint, mtu: int) -> Veth | None:
 
 def routes(links: Iterable[Veth]) -> list[Route]:
     """Return the host's routes to the containers behind `links`: each address on its own link."""
-    return [
-        Route(RouteKey(ip_network(address)), frozenset({NextHop(device=link.name)}))
-        for link in links
-        for address in link.addresses
-    ]
+    return [_route(address, link.name) for link in links for address in link.addresses]
+
+
+@lru_cache(maxsize=4096)  # every pass asks for all of them, and making one costs ten times as much as looking
+def _route(address: Address, link: str) -> Route:
+    return Route(RouteKey(ip_network(address)), frozenset({NextHop(device=link)}))

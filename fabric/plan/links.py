@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -90,7 +90,7 @@ Op: TypeAlias = Create | Repair | Remove
 class Links(Protocol):
     """The seam: `fabric.kernel.links.NetlinkLinks` for the kernel, `tests.fakes.links.FakeLinks` else."""
 
-    async def owned_links(self) -> Iterable[HostLink]:
+    async def owned_links(self) -> Collection[HostLink]:
         """Return the host end of every link of ours, and no other."""
 
     async def create(self, veth: Veth) -> None:
@@ -99,8 +99,11 @@ class Links(Protocol):
         Raises DataplaneError if refused: a link this call has made is then gone again.
         """
 
-    async def remove(self, name: str) -> None:
-        """Raise DataplaneError if refused; a missing link is not an error."""
+    async def remove(self, names: Collection[str]) -> None:
+        """Remove all of them at once.
+
+        Raises DataplaneError if refused, and says nothing of which; a missing link is not an error.
+        """
 
 
 def host_name(namespace: str, workload: str) -> str:
@@ -152,16 +155,26 @@ def _step(veth: Veth, link: HostLink | None) -> Create | Repair | None:
     return None if sound else Repair(veth)
 
 
-async def apply(ops: Iterable[Op], links: Links) -> dict[Op, DataplaneError]:
-    """Run `ops` in order and return the refused ones; links are independent, so go on."""
-    refused: dict[Op, DataplaneError] = {}
+async def apply(ops: Sequence[Op], links: Links) -> dict[Op, DataplaneError]:
+    """Run `ops` and return the refused ones; links are independent, so go on. Removals come first, as in a plan."""
+    refused: dict[Op, DataplaneError] = await _remove([op for op in ops if isinstance(op, Remove)], links)
     for op in ops:
-        try:
-            match op:
-                case Create(veth) | Repair(veth):
-                    await links.create(veth)
-                case Remove(name):
-                    await links.remove(name)
-        except DataplaneError as err:
-            refused[op] = err
+        if not isinstance(op, Remove):
+            try:
+                await links.create(op.veth)
+            except DataplaneError as err:
+                refused[op] = err
     return refused
+
+
+async def _remove(ops: Sequence[Remove], links: Links) -> dict[Op, DataplaneError]:
+    """Together, which costs little more than one; where that is refused, each alone, so that one spares the rest."""
+    if not ops:
+        return {}
+    try:
+        await links.remove([op.name for op in ops])
+    except DataplaneError as err:
+        if len(ops) == 1:
+            return {ops[0]: err}
+        return {op: why for each in ops for op, why in (await _remove([each], links)).items()}
+    return {}

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,9 +91,9 @@ class TimedLinks(NetlinkLinks):
         with self._clock.of("link"):
             await super().create(veth)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, names: Collection[str]) -> None:
         with self._clock.of("link"):
-            await super().remove(name)
+            await super().remove(names)
 
 
 class TimedFib(NetlinkFib):

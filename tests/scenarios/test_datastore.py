@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from fabric.ipam import block
 from fabric.store import keys
-from tests.scenarios.fabric import AGENT, FRR, NODE1, NODE2, SPEAKER, Fabric, until, up
+from tests.scenarios.fabric import AGENT, FRR, NODE1, NODE2, OURS, SUPERVISOR, Fabric, until, up
 
 pytestmark = pytest.mark.alone
 
@@ -38,15 +39,15 @@ def fabric(joined: Fabric) -> Fabric:
     return joined
 
 
-def status(fabric: Fabric) -> Any:
-    """Return what node1 says of itself, None while its agent does not answer."""
-    shown = fabric.run("node1", "fabricctl", "node", "status", "-o", "json", check=False).stdout
+def status(fabric: Fabric, node: str = "node1") -> Any:
+    """Return what the node says of itself, None while its agent does not answer."""
+    shown = fabric.run(node, "fabricctl", "node", "status", "-o", "json", check=False).stdout
     return json.loads(shown) if shown else None
 
 
 def healthy(fabric: Fabric) -> bool:
-    answer = status(fabric)
-    if not answer or not answer["ready"] or not fabric.established("node1", "node2"):
+    answers = [status(fabric, node) for node in ("node1", "node2")]
+    if not all(a and a["ready"] for a in answers) or not fabric.established("node1", "node2"):
         return False
     (two,) = fabric.blocks("node2")
     return two in fabric.routes("node1") and {*fabric.blocks("node1"), two} <= fabric.table().keys()
@@ -61,7 +62,23 @@ def killed_without_etcd(fabric: Fabric) -> None:
     before = fabric.pids("node1", AGENT)
     fabric.kill("node1", AGENT)
     until(lambda: (pids := fabric.pids("node1", AGENT)) and pids != before)
-    until(lambda: (answer := status(fabric)) and answer["datastore"]["copied"])
+    until(lambda: works_from_its_copy(fabric))
+
+
+def works_from_its_copy(fabric: Fabric) -> bool:
+    answer = status(fabric)
+    return bool(answer and answer["datastore"]["copied"])
+
+
+@contextmanager
+def no_etcd(fabric: Fabric) -> Iterator[None]:
+    """etcd refuses every connection until the block ends, also those that stand."""
+    rule = ["INPUT", "-p", "tcp", "--dport", "2379", "-j", "REJECT", "--reject-with", "tcp-reset"]
+    fabric.run("etcd", "iptables", "-I", *rule)
+    try:
+        yield
+    finally:
+        fabric.run("etcd", "iptables", "-D", *rule)
 
 
 def test_an_agent_that_is_killed_while_etcd_is_away_loses_no_datagram_and_says_that_it_is_stale(
@@ -71,7 +88,6 @@ def test_an_agent_that_is_killed_while_etcd_is_away_loses_no_datagram_and_says_t
     db = fabric.workloads("node2")["db"]["addresses"][0]
     add = ("workload", "add", "late", "--netns", fabric.netns("node1", "late"))
     with fabric.frozen_etcd():
-        until(lambda: not status(fabric)["datastore"]["in_sync"])
         for _ in range(RUNS):
             with fabric.sender("node1", "/run/netns/web", db) as finish:
                 killed_without_etcd(fabric)
@@ -99,19 +115,23 @@ def test_an_agent_that_is_killed_while_etcd_is_away_loses_no_datagram_and_says_t
     assert picture(fabric) == before
 
 
-def test_what_is_missing_when_a_node_starts_without_etcd_is_made_from_the_copy(fabric: Fabric) -> None:
+def test_a_node_that_boots_while_etcd_is_away_comes_up_from_its_copy(fabric: Fabric) -> None:
     fabric.attach("node1", "spare")
     spare = fabric.workloads("node1")["spare"]
-    (own,) = fabric.blocks("node1")
     before = picture(fabric)
-    with fabric.frozen_etcd():
-        until(lambda: not status(fabric)["datastore"]["in_sync"])
-        # As after a reboot, less what a reboot would take from the lab: no link, no blackhole, no session.
-        fabric.run("node1", "sh", "-c", f"ip link del {spare['interface']}; ip route del blackhole {own}")
-        fabric.kill("node1", AGENT, SPEAKER)
-        until(lambda: (answer := status(fabric)) and answer["datastore"]["copied"])
-        until(lambda: picture(fabric) == before and fabric.established("node1"))
+    with no_etcd(fabric):
+        # What a reboot takes from a host.
+        fabric.kill("node1", SUPERVISOR)
+        until(lambda: not fabric.pids("node1", OURS))
+        links = "; ".join(f"ip link del {link}" for link in fabric.links("node1"))
+        fabric.run("node1", "sh", "-c", f"{links}; ip route flush proto 143; rm -r /run/fabricctl")
+        assert "`fabricctl node start` needs no etcd" in fabric.refused(
+            "node1", *fabric.join_arguments(NODE1)
+        )
+        assert "from its copy of the datastore" in fabric.ctl("node1", "node", "start")
+        until(lambda: picture(fabric) == before)
         assert fabric.pings("node2", spare["addresses"][0], "db")
+        assert not status(fabric)["ready"]
     until(lambda: healthy(fabric))
     assert picture(fabric) == before
     fabric.ctl("node1", "workload", "del", "spare")
@@ -126,9 +146,8 @@ def test_what_went_while_node_and_etcd_were_apart_goes_when_they_meet(fabric: Fa
     try:
         endpoint = keys.ResourceKey("workloadendpoints", "default", "node1-fabricctl-doomed-eth0").path
         fabric.run("etcd", "etcdctl", "del", endpoint)
-        with fabric.frozen_etcd():
-            fabric.kill("node1", AGENT)
-            until(lambda: (answer := status(fabric)) and answer["datastore"]["copied"])
+        with no_etcd(fabric):
+            killed_without_etcd(fabric)
             until(lambda: len(fabric.links("node1")) == len(before) + 1)
     finally:
         fabric.run("node1", "sh", "-c", f"kill -CONT {agent} 2>/dev/null || true")

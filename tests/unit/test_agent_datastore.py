@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from fabric.agent import report
 from fabric.errors import ConfigError, NotInSync
 from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store import keys
 from fabric.store.cache import Journal, Origin
@@ -79,7 +80,7 @@ async def test_a_node_that_starts_without_etcd_has_what_it_had_and_calls_it_stal
     kv.down = True
     async with started(kv, copy=path) as node:
         await comes(node, lambda: bool(node.state.snapshot.lost))
-        await node.passes.run(node.state.compute, in_sync=node.state.snapshot.whole)
+        await node.passes.run(node.state.compute)
         assert names(node) == {"web"}
         assert len(node.links.links) == 1
         assert sorted(route.blackhole for route in node.fib.routes.values()) == [False, True]
@@ -99,6 +100,18 @@ async def test_a_node_that_starts_without_etcd_has_what_it_had_and_calls_it_stal
         assert names(node) == {"web", "db"}
 
 
+async def test_a_later_reason_of_an_outage_is_shown_and_leaves_since_when_it_lasts() -> None:
+    kv = await cluster("a")
+    async with started(kv) as node:
+        await comes(node, lambda: node.state.snapshot.in_sync)
+        kv.down = True
+        kv.drop_watches()
+        await comes(node, lambda: node.state.snapshot.lost.startswith("watch of"))
+        since = report.status(node.state)["datastore"]["stale_since"]
+        await comes(node, lambda: node.state.snapshot.lost.startswith("list of"))
+        assert report.status(node.state)["datastore"]["stale_since"] == since
+
+
 async def test_what_went_while_it_was_away_goes_when_etcd_answers_and_not_before(tmp_path: Path) -> None:
     kv = await with_a_copy(path := tmp_path / "copy")
     for prefix in (keys.resources("workloadendpoints"), keys.IPAM):
@@ -107,11 +120,11 @@ async def test_what_went_while_it_was_away_goes_when_etcd_answers_and_not_before
     kv.down = True
     async with started(kv, copy=path) as node:
         await comes(node, lambda: bool(node.state.snapshot.lost))
-        await node.passes.run(node.state.compute, in_sync=node.state.snapshot.whole)
+        await node.passes.run(node.state.compute)
         assert len(node.links.links) == 1
         kv.down = False
         await comes(node, lambda: node.state.snapshot.in_sync)
-        await node.passes.run(node.state.compute, in_sync=node.state.snapshot.whole)
+        await node.passes.run(node.state.compute)
         assert (node.links.links, node.fib.routes, names(node)) == ({}, {}, set())
 
 
@@ -122,6 +135,26 @@ async def test_where_etcd_answers_the_copy_is_not_looked_at(tmp_path: Path) -> N
         await comes(node, lambda: node.state.snapshot.in_sync)
         assert report.status(node.state)["problems"] == []
         await copied(path, kv.revision)
+
+
+async def test_an_etcd_that_was_made_anew_takes_nothing_away_until_the_node_joins_there() -> None:
+    kv, other = await cluster("a"), await cluster("b")
+    async with running(kv) as node:
+        await node.workloads.attach(request("web"))
+        with capture_logs() as logged:
+            kv.wipe()
+            for item in (await other.list("/")).items:
+                await kv.commit(Txn((), (Put(item.key, item.value),)))
+            await comes(node, lambda: node.state.snapshot.cluster == "b")
+        assert (await node.passes.run(node.state.compute)).done == ()
+        assert "cluster b, which does not know this node" in report.status(node.state)["problems"][0]
+        assert len([line for line in logged if line["log_level"] == "error"]) == 1
+        with pytest.raises(NotInSync, match="nothing was attached"):
+            await node.workloads.attach(request("db", 1))
+        await put(kv, Node.model_validate({"metadata": {"name": "n1"}}))
+        await comes(node, lambda: node.state.registered)
+        await node.passes.run(node.state.compute)
+        assert (node.links.links, node.fib.routes) == ({}, {})
 
 
 async def test_nothing_of_another_cluster_outlives_the_first_answer(tmp_path: Path) -> None:
@@ -141,7 +174,7 @@ async def test_nothing_of_another_cluster_outlives_the_first_answer(tmp_path: Pa
             assert node.state.snapshot.all(WorkloadEndpoint) == ()
             assert not node.state.snapshot.blocks
     [said] = [line for line in logged if "another cluster" in line["event"]]
-    assert (said["copied"], said["found"]) == ("a", "b")
+    assert (said["known"], said["found"]) == ("a", "b")
 
 
 async def test_a_copy_that_cannot_be_read_is_said_once_and_the_node_starts_without(tmp_path: Path) -> None:

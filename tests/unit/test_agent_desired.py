@@ -15,7 +15,7 @@ from fabric.agent.loc_rib import LocRib
 from fabric.agent.ribs import Ribs
 from fabric.agent.snapshot import Snapshot, fold
 from fabric.ipam import block as blocks
-from fabric.ipam.view import AFFINITY_CONFIRMED
+from fabric.ipam.records import AFFINITY_CONFIRMED
 from fabric.model.base import Resource
 from fabric.model.bgp import BGPPeer
 from fabric.model.node import Node

@@ -2,13 +2,14 @@
 
 import asyncio
 import errno
+from dataclasses import replace
 from ipaddress import ip_network
 from itertools import permutations
 
 import pytest
 
 from fabric.agent.desired import Desired
-from fabric.agent.passes import Outcome, Passes, Scope
+from fabric.agent.passes import AT_ONCE, Outcome, Passes, Scope
 from fabric.plan.links import Create, Remove, Veth
 from fabric.plan.routes import NextHop, Replace, Route, RouteKey
 from tests.fakes.fib import FakeFib
@@ -18,10 +19,10 @@ from tests.fakes.node import RoutedLinks
 def veth(number: int) -> Veth:
     address = ip_network(f"10.244.1.{number}/32").network_address
     return Veth(
-        f"fab00000000000{number}",
+        f"fab{number:012}",
         f"/run/netns/w{number}",
         "eth0",
-        f"02:00:00:00:00:0{number}",
+        f"02:00:00:00:00:{number:02x}",
         (address,),
         1500,
     )
@@ -35,7 +36,7 @@ def goal(*numbers: int, blackhole: bool = True) -> Desired:
     links = [veth(n) for n in numbers]
     hole = Route(RouteKey(ip_network("10.244.1.0/26")), frozenset(), blackhole=True)
     routes = [*map(to, links), *([hole] if blackhole else [])]
-    return Desired({link.name: link for link in links}, {route.key: route for route in routes})
+    return Desired(links={link.name: link for link in links}, routes={route.key: route for route in routes})
 
 
 class Kernel:
@@ -47,7 +48,7 @@ class Kernel:
     async def run(
         self, goal: Desired, *, in_sync: bool = True, read_back: bool = False, scope: Scope | None = None
     ) -> Outcome:
-        return await self.passes.run(lambda: goal, in_sync=in_sync, read_back=read_back, scope=scope)
+        return await self.passes.run(lambda: replace(goal, settled=in_sync), read_back=read_back, scope=scope)
 
     def is_at(self, goal: Desired) -> bool:
         return self.links.links.keys() == goal.links.keys() and self.fib.routes == goal.routes
@@ -116,7 +117,7 @@ async def test_a_restarted_agent_knows_its_own_without_memory() -> None:
 async def test_a_read_back_finds_and_heals_drift() -> None:
     kernel = Kernel()
     await kernel.run(BOTH)
-    await kernel.links.remove(veth(1).name)
+    await kernel.links.remove([veth(1).name])
     kernel.fib.routes[RouteKey(ip_network("10.9.0.0/24"))] = Route(
         RouteKey(ip_network("10.9.0.0/24")), frozenset()
     )
@@ -148,14 +149,45 @@ class SlowLinks(RoutedLinks):
         await super().create(link)
 
 
+async def test_a_long_pass_asks_a_refused_link_once() -> None:
+    kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
+    kernel.links.gone = {veth(n).netns for n in range(1, 2 * AT_ONCE)}
+    outcome = await kernel.run(many)
+    assert set(outcome.refused) == {Create(veth(n)) for n in range(1, 2 * AT_ONCE)}
+    assert len(kernel.links.links) == AT_ONCE
+
+
 async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> None:
     kernel, now = Kernel(), [A]
     slow = kernel.links = SlowLinks(kernel.fib)
     passes = Passes(slow, kernel.fib)
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         for _ in range(2):
-            tasks.create_task(passes.run(lambda: now[0], in_sync=True))
+            tasks.create_task(passes.run(lambda: now[0]))
         await asyncio.sleep(0)  # both have asked; the first is in the kernel
         now[0] = BOTH
         slow.go.set()
     assert kernel.is_at(BOTH)
+
+
+async def test_an_attach_waits_for_a_few_links_of_a_long_pass_and_not_for_all() -> None:
+    kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
+    slow = kernel.links = SlowLinks(kernel.fib)
+    passes = Passes(slow, kernel.fib)
+    mine = veth(3 * AT_ONCE - 1)
+    scope = Scope(frozenset({mine.name}), frozenset({to(mine).key.prefix}))
+    ended: list[Outcome] = []
+
+    async def run(scope: Scope | None) -> None:
+        ended.append(await passes.run(lambda: many, scope=scope))
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(None))
+        await asyncio.sleep(0)
+        tasks.create_task(run(scope))
+        await asyncio.sleep(0)  # both have asked; the whole pass is in the kernel
+        slow.go.set()
+    attach, whole = ended
+    assert attach.done == (Create(mine), Replace(to(mine)))
+    assert Create(mine) not in whole.done
+    assert slow.links.keys() == many.links.keys()

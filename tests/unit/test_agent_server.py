@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fabric.agent import server
+from fabric.agent.passes import Outcome
 from fabric.api import client
 from fabric.errors import (
     AgentError,
@@ -25,6 +26,8 @@ from fabric.errors import (
     Taken,
 )
 from fabric.plan.links import host_name
+from fabric.store import keys
+from fabric.store.kv import Delete, Txn
 from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, running
 
 
@@ -67,13 +70,25 @@ async def test_attach_then_detach(tmp_path: Path) -> None:
         assert await served.call("GET", "/v1/workloads") == []
 
 
+async def test_a_node_whose_resource_is_gone_is_not_ready_and_says_what_to_do(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        state = served.node.state
+        state.passed(Outcome())
+        assert (await served.call("GET", "/v1/status"))["ready"]
+        await served.node.kv.commit(Txn((), (Delete(keys.ResourceKey("nodes", None, "n1").path),)))
+        await served.node.caught_up()
+        status = await served.call("GET", "/v1/status")
+        assert (status["ready"], status["registered"]) == (False, False)
+        assert "run `fabricctl node join` as before" in status["problems"][0]
+
+
 async def test_status_says_what_the_node_is(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         await served.attach(address="10.0.0.5")
         status = await served.call("GET", "/v1/status")
         assert (status["node"], status["registered"], status["address"]) == ("n1", True, "192.0.2.1/24")
         assert status["datastore"]["in_sync"]
-        assert not status["ready"]  # there is no speaker
+        assert not status["ready"]  # there was no whole pass
         assert (status["workloads"], status["problems"], status["refused"]) == (1, [], [])
         assert status["blocks"] == [{"prefix": "10.0.0.0/28", "size": 16, "held": 1}]
         routes = await served.call("GET", "/v1/routes")

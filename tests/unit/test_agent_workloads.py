@@ -250,7 +250,7 @@ async def test_a_detach_whose_answer_was_lost_is_done_when_asked_again() -> None
         await node.caught_up()
         with pytest.raises(NotFound):
             await node.workloads.detach("default", "web")
-        await node.passes.run(node.state.compute, in_sync=True)
+        await node.passes.run(node.state.compute)
         await nothing_is_attached(node)
 
 
@@ -562,14 +562,25 @@ async def test_the_same_request_again_never_undoes_what_was_attached_before() ->
     async with running(await etcd()) as node:
         endpoint = await node.workloads.attach(request("web"))
         del node.fib.routes[RouteKey(endpoint.spec.ip_networks[0])]
-        await node.passes.run(node.state.compute, in_sync=False, read_back=True)
-        await node.links.remove(WEB)
+        await node.passes.run(node.state.compute, read_back=True)
+        await node.links.remove([WEB])
         node.links.refuse[WEB] = errno.ENOBUFS
-        await node.passes.run(node.state.compute, in_sync=False, read_back=True)
+        await node.passes.run(node.state.compute, read_back=True)
         node.links.refuse[WEB] = errno.ENOBUFS
         with pytest.raises(DataplaneError, match="attached before, and the next pass retries"):
             await node.workloads.attach(request("web"))
         assert node.state.snapshot.endpoints("n1")
+
+
+async def test_asked_for_from_another_pool_it_is_another_request() -> None:
+    async with running(kv := await etcd()) as node:
+        await put(kv, pool("10.9.0.0/24", "other", blockSize=28))
+        await node.caught_up()
+        held = addresses(await node.workloads.attach(request("web", pools=("other",))))
+        for same in ((), ("other",), ("10.9.0.0/24",), ("pool", "other")):
+            assert addresses(await node.workloads.attach(request("web", pools=same))) == held
+        with pytest.raises(Taken, match=r"already attached .*nothing was changed"):
+            await node.workloads.attach(request("web", pools=("pool",)))
 
 
 async def test_a_node_without_its_resource_attaches_nothing() -> None:
@@ -584,9 +595,8 @@ async def test_a_node_without_its_resource_attaches_nothing() -> None:
 async def test_no_two_resources_of_one_attach_have_one_uid() -> None:
     async with running(await etcd()) as node:
         await node.workloads.attach(Request("web", "blue", netns()))
-        uids = [
-            s.resource.metadata.uid for s in node.state.snapshot.resources.values() if s.resource.metadata.uid
-        ]
+        resources = [s.resource for found in node.state.snapshot.resources.values() for s in found.values()]
+        uids = [resource.metadata.uid for resource in resources if resource.metadata.uid]
         assert len(uids) == len(set(uids)) == 2
 
 

@@ -175,3 +175,15 @@ async def test_races_without_end_are_given_up_and_it_says_what_is_left() -> None
         StoreError, match=r"node n1: 1 of its blocks and handles are still there .* leave` again"
     ):
         await hand_back("n1", kv)
+
+
+async def test_more_addresses_than_one_transaction_takes_go_too() -> None:
+    kv = MuteEtcd()
+    block = blocks.new(ip_network("10.0.0.0/24"), "n1", NOW)
+    for number in range(250):
+        handle = f"fabricctl.default.n1-fabricctl-w{number}-eth0"
+        block, _ = blocks.allocate(block, Owner(handle))
+        await kv.commit(Txn((), (Put(keys.HandleKey(handle).path, '{"block":{"10.0.0.0/24":1}}'),)))
+    await kv.commit(Txn((), (Put(keys.BlockKey(block.prefix).path, blocks.to_json(block)),)))
+    await hand_back("n1", kv)
+    assert await left(kv) == []
