@@ -129,4 +129,10 @@ def _depends_on(snapshot: Snapshot, node: str) -> object:
         snapshot.all(IPReservation),
         snapshot.ipam_config,
         {key: record for key, record in snapshot.affinities.items() if key[0] == node},
+        # Its last address gone, a block of a pool that no longer selects this node is given back at once.
+        {
+            prefix
+            for prefix, stored in snapshot.blocks.items()
+            if stored.block.node == node and stored.block.empty
+        },
     )

@@ -152,6 +152,22 @@ async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() 
             task.cancel()
 
 
+async def test_it_gives_back_a_block_as_its_last_address_goes_where_the_pool_no_longer_selects_the_node() -> (
+    None
+):
+    async with running(kv := await etcd()) as node:
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv))
+        try:
+            await node.workloads.attach(request("web"))
+            await put(kv, pool("10.0.0.0/24", blockSize=28, nodeSelector="rack == 'elsewhere'"))
+            await node.caught_up()
+            await node.workloads.detach("default", "web")
+            async with asyncio.timeout(10):
+                await node.state.until(lambda: not node.state.snapshot.blocks)
+        finally:
+            task.cancel()
+
+
 def _noted(node: FakeNode) -> bool:
     me = node.state.snapshot.get(Node, "n1")
     return bool(me and me.spec.bgp and me.spec.bgp.ipv4_ipip_tunnel_addr)
