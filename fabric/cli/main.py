@@ -115,6 +115,9 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(completion.answer(typer.main.get_command(app), asked))
     # A stream that was closed for us takes what is said to it, and it is lost.
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot write must not end a command
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return app(argv, standalone_mode=True)

@@ -37,7 +37,7 @@ def refusals(
         name = pool.metadata.name
         before = stored.get(name)
         others = [other for other in standing.values() if other.metadata.name != name]
-        why = [*_resized(view, before, pool)] if before else []
+        why = _resized(view, before, pool, others) if before else []
         if before is None or before.spec.cidr != pool.spec.cidr:
             why += [*_overlapping(pool, others), *_over_hosts(pool, hosts)]
         if why:
@@ -74,14 +74,15 @@ def resized(before: IPPool, pool: IPPool) -> tuple[str, ...]:
     )
 
 
-def _resized(view: View, before: IPPool, pool: IPPool) -> list[str]:
+def _resized(view: View, before: IPPool, pool: IPPool, others: Sequence[IPPool]) -> list[str]:
     changed = resized(before, pool)
     if not changed:
         return []
     holders = [
         (prefix, node)
         for prefix, node in _holders(view)
-        if prefix.overlaps(before.spec.cidr) or prefix.overlaps(pool.spec.cidr)
+        if prefix.overlaps(before.spec.cidr)
+        or (prefix.overlaps(pool.spec.cidr) and not any(prefix.overlaps(o.spec.cidr) for o in others))
     ]
     if not holders:
         return []

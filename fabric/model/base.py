@@ -69,9 +69,10 @@ class Model(BaseModel):
 
 
 class Metadata(Model):
-    """Kubernetes' ObjectMeta, as far as anyone here sets it; the rest is kept as unknown fields."""
+    """Kubernetes' ObjectMeta, less what only its server writes: that is dropped from files, and kept in the store."""
 
     name: Name
+    generate_name: str = ""
     namespace: LabelOrEmpty = ""
     uid: str = ""
     # Read from files that a `get` printed, and never written: the key's own revision is the truth.

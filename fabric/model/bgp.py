@@ -101,11 +101,15 @@ class BGPConfigurationSpec(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        meshed = self.node_to_node_mesh_enabled is not False
-        if not meshed and (self.node_mesh_password or self.node_mesh_max_restart_time):
-            raise ValueError("nodeMeshPassword and nodeMeshMaxRestartTime need nodeToNodeMeshEnabled")
+        if self.node_to_node_mesh_enabled is False:
+            for name, value in {
+                "nodeMeshPassword": self.node_mesh_password,
+                "nodeMeshMaxRestartTime": self.node_mesh_max_restart_time,
+            }.items():
+                if value:
+                    raise broken("needs nodeToNodeMeshEnabled", name)
         if self.communities and not self.prefix_advertisements:
-            raise ValueError("communities are named and no prefixAdvertisements use them")
+            raise broken("are named and no prefixAdvertisements use them", "communities")
         names = {community.name for community in self.communities}
         for index, advertisement in enumerate(self.prefix_advertisements):
             for text in advertisement.communities:
@@ -175,20 +179,21 @@ class BGPPeerSpec(Model):
     @model_validator(mode="after")
     def _names_one_peer(self) -> Self:
         if self.node and self.node_selector:
-            raise ValueError("node and nodeSelector exclude each other")
+            raise broken("excludes node", "nodeSelector", value=self.node_selector)
         if self.peer_selector and (self.peer_ip is not None or self.as_number):
-            raise ValueError("peerSelector excludes peerIP and asNumber, which come from the nodes selected")
+            rule = "excludes peerIP and asNumber, which come from the nodes selected"
+            raise broken(rule, "peerSelector", value=self.peer_selector)
         if self.local_workload_selector and not self.as_number:
-            raise ValueError("localWorkloadSelector needs asNumber")
+            raise broken("needs asNumber", "localWorkloadSelector")
         if self.local_workload_selector and (self.peer_ip is not None or self.peer_selector):
-            raise ValueError("localWorkloadSelector excludes peerIP and peerSelector")
+            raise broken("excludes peerIP and peerSelector", "localWorkloadSelector")
         if self.keep_original_next_hop and self.next_hop_mode is not None:
-            raise ValueError("keepOriginalNextHop and nextHopMode exclude each other; use nextHopMode")
-        if self.reachable_by and self.peer_ip is None:
-            raise ValueError("reachableBy needs peerIP")
+            raise broken("excludes nextHopMode; use nextHopMode alone", "keepOriginalNextHop", value=True)
         gateway = self.reachable_by
+        if gateway and self.peer_ip is None:
+            raise broken("needs peerIP", "reachableBy", value=gateway)
         if gateway and self.peer_ip and (gateway.version == 6) != (self.peer_ip.count(":") > 1):
-            raise ValueError(f"reachableBy {gateway} is not of the family of peerIP {self.peer_ip}")
+            raise broken(f"is not of the family of peerIP {self.peer_ip}", "reachableBy", value=gateway)
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import ASNumber, Community, Prefix, V4Net, V6Net, matching
+from fabric.model.fields import ASNumber, Community, Prefix, V4Net, V6Net, broken, matching
 
 InterfacePattern = Annotated[
     str, matching(r"[a-zA-Z0-9_.*-]{1,15}", "must be an interface's name, with * for any text")
@@ -81,12 +81,14 @@ class _FilterRule(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.cidr is None) != (self.match_operator is None):
-            raise ValueError("cidr and matchOperator need each other")
+        if self.cidr and not self.match_operator:
+            raise broken("needs matchOperator", "cidr", value=self.cidr)
+        if self.match_operator and not self.cidr:
+            raise broken("needs cidr", "matchOperator", value=self.match_operator)
         if self.prefix_length and self.cidr is None:
-            raise ValueError("prefixLength needs cidr")
+            raise broken("needs cidr", "prefixLength")
         if self.operations and self.action != "Accept":
-            raise ValueError("operations need action Accept")
+            raise broken("need action Accept", "operations")
         return self
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from fabric.errors import ConfigError, Conflict, Taken
 from fabric.model.base import Metadata, Model, Resource, Tree, tree
-from fabric.model.wire import Problem, dotted, from_tree
+from fabric.model.wire import NO_SUCH_FIELD, dotted, from_tree
 
 M = TypeVar("M", bound=Model)
 
@@ -23,6 +23,10 @@ M = TypeVar("M", bound=Model)
 _FIXED = (("kind",), ("apiVersion",), ("metadata", "name"), ("metadata", "namespace"), ("metadata", "uid"),
           ("metadata", "creationTimestamp"))  # fmt: skip
 
+# Calico's own copy of metadata, as JSON. In etcd it is a policy's name as it was given, and no more; in what was
+# exported from Kubernetes it has labels and annotations, and is read back in their place.
+# Source: calico, libcalico-go/lib/backend/etcdv3, and …/k8s/resources.
+_COPIED_METADATA = "projectcalico.org/metadata"
 
 # Strategic is what calicoctl does: a merge, since no list of these kinds has a merge key.
 PatchType: TypeAlias = Literal["strategic", "merge", "json"]
@@ -180,7 +184,9 @@ def _reread(stored: Resource, before: Tree, after: object) -> Resource:
     read = from_tree(after, unknown="forbid")
     if isinstance(read, tuple):
         # A newer tool's fields were there before, and are not this patch's mistake.
-        mistakes = [p for p in read if not (_is_unknown(p) and _at(before, p.path) is not None)]
+        mistakes = [
+            p for p in read if not (p.rule.startswith(NO_SUCH_FIELD) and _at(before, p.path) is not None)
+        ]
         if mistakes:
             raise ConfigError("; ".join(map(str, mistakes)))
         read = from_tree(after)
@@ -198,10 +204,6 @@ def stale(wanted: object, stands: object) -> Conflict:
     )
 
 
-def _is_unknown(problem: Problem) -> bool:
-    return problem.rule == "no such field"
-
-
 def _at(value: object, path: tuple[str | int, ...]) -> object:
     for step in path:
         match value, step:
@@ -215,7 +217,30 @@ def _at(value: object, path: tuple[str | int, ...]) -> object:
 
 
 def _if_different(stored: Resource, after: Resource) -> Resource:
+    after = _without_stale_copy(stored, after)
     return stored if tree(after.as_written()) == tree(stored) else after
+
+
+def _without_stale_copy(stored: Resource, after: Resource) -> Resource:
+    """Return `after` less a copy of labels and annotations, where these are no longer what they were.
+
+    A copy of the name alone stays: nothing here changes a name.
+    """
+    was, metadata = stored.metadata, after.as_written().metadata
+    copy = metadata.annotations.get(_COPIED_METADATA)
+    unchanged = (metadata.labels, metadata.annotations) == (was.labels, was.annotations)
+    if copy is None or unchanged or _names_only(copy):
+        return after
+    kept = {key: text for key, text in metadata.annotations.items() if key != _COPIED_METADATA}
+    return after.model_copy(update={"metadata": after.metadata.model_copy(update={"annotations": kept})})
+
+
+def _names_only(copy: str) -> bool:
+    try:
+        value = json.loads(copy)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() == {"name"}
 
 
 def _applied_metadata(stored: Metadata, wanted: Metadata) -> Metadata:

@@ -179,6 +179,8 @@ def _strict_net(value: object) -> Prefix:
 
 
 def _as_number(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError('must be a whole number; a dotted AS number is put in quotes: "1.10"')
     if not isinstance(value, str):
         return value
     high, dot, low = value.rpartition(".")
@@ -286,8 +288,11 @@ def _numeric(port: int | str) -> int | str:
     return port
 
 
+PORTED = frozenset({"TCP", "UDP", "SCTP", 6, 17, 132})  # the protocols that have ports
+
+
 def _ported(protocol: int | str) -> int | str:
-    if protocol not in {"TCP", "UDP", "SCTP", 6, 17, 132}:
+    if protocol not in PORTED:
         raise ValueError("must be TCP, UDP or SCTP, which have ports")
     return protocol
 

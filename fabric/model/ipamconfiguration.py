@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from fabric.errors import ConfigError
 from fabric.model.base import ALWAYS, API_VERSION, Means, Metadata, Model, Resource, Tree, named, tree
-from fabric.model.fields import Flag
+from fabric.model.fields import Flag, broken
 
 NAME: Final = "default"
 
@@ -41,7 +41,7 @@ class IPAMConfigurationSpec(Model):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.strict_affinity and not self.auto_allocate_blocks:
-            raise ValueError("autoAllocateBlocks: false needs strictAffinity: true")
+            raise broken("needs strictAffinity: true", "autoAllocateBlocks", value=False)
         return self
 
 

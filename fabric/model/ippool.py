@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import AnyPrefix, Flag, LocalSelector
+from fabric.model.fields import AnyPrefix, Flag, LocalSelector, broken
 from policy import selector
 
 Encapsulation: TypeAlias = Literal["Never", "Always", "CrossSubnet"]
@@ -47,45 +47,45 @@ class IPPoolSpec(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        rules = (self._block_rule, self._use_rule, self._encapsulation_rule, self._selector_rule)
-        if rule := next(filter(None, (check() for check in rules)), ""):
-            raise ValueError(rule)
+        self._check_blocks()
+        self._check_uses()
+        self._check_encapsulation()
         return self
 
-    def _block_rule(self) -> str:
+    def _check_blocks(self) -> None:
         sizes, cidr = _BLOCK_SIZES[self.cidr.version], self.cidr
         if cidr.overlaps(link_local := _LINK_LOCAL[cidr.version]):
-            return f"cidr {cidr} overlaps the link-local {link_local}"
+            raise broken(f"overlaps the link-local {link_local}", "cidr", value=cidr)
         if self.block_size not in sizes:
-            return f"blockSize {self.block_size} must be {sizes[0]} to {sizes[-1]} for IPv{cidr.version}"
+            rule = f"must be {sizes[0]} to {sizes[-1]} for IPv{cidr.version}"
+            raise broken(rule, "blockSize", value=self.block_size)
         if cidr.prefixlen > self.block_size and not self.disabled:
-            return f"cidr {cidr} is smaller than one block, /{self.block_size}"
-        return ""
+            raise broken(f"is smaller than one block, /{self.block_size}", "cidr", value=cidr)
 
-    def _encapsulation_rule(self) -> str:
-        ipip, vxlan = self.ipip_mode != "Never", self.vxlan_mode != "Never"
-        if ipip and vxlan:
-            return "ipipMode and vxlanMode exclude each other: one of them must be Never"
-        if ipip and self.cidr.version == 6:
-            return "ipipMode must be Never for IPv6: IPIP carries IPv4 only"
-        if "LoadBalancer" in self.allowed_uses and (ipip or vxlan):
-            return "a LoadBalancer pool has neither ipipMode nor vxlanMode"
-        return ""
-
-    def _use_rule(self) -> str:
-        if "LoadBalancer" not in self.allowed_uses:
-            return ""
-        if set(self.allowed_uses) != {"LoadBalancer"}:
-            return "allowedUses: LoadBalancer excludes Workload and Tunnel"
-        if self.disable_bgp_export:
-            return "a LoadBalancer pool is announced: disableBGPExport must be false"
-        every = selector.parse(self.node_selector) == selector.All()
-        return "" if every else "a LoadBalancer pool is no node's: nodeSelector must be all()"
-
-    def _selector_rule(self) -> str:
+    def _check_uses(self) -> None:
         if self.namespace_selector and "Tunnel" in self.allowed_uses:
-            return "namespaceSelector excludes the use Tunnel: set allowedUses: [Workload]"
-        return ""
+            rule = "excludes the use Tunnel: set allowedUses: [Workload]"
+            raise broken(rule, "namespaceSelector", value=self.namespace_selector)
+        if "LoadBalancer" not in self.allowed_uses:
+            return
+        if set(self.allowed_uses) != {"LoadBalancer"}:
+            raise broken("LoadBalancer excludes Workload and Tunnel", "allowedUses")
+        if self.disable_bgp_export:
+            raise broken("must be false: a LoadBalancer pool is announced", "disableBGPExport", value=True)
+        if selector.parse(self.node_selector) != selector.All():
+            rule = "must be all(): a LoadBalancer pool is no node's"
+            raise broken(rule, "nodeSelector", value=self.node_selector)
+
+    def _check_encapsulation(self) -> None:
+        modes = {"ipipMode": self.ipip_mode, "vxlanMode": self.vxlan_mode}
+        for name, mode in modes.items():
+            if mode != "Never" and "LoadBalancer" in self.allowed_uses:
+                raise broken("must be Never: a LoadBalancer pool has no tunnels", name, value=mode)
+        if "Never" not in modes.values():
+            rule = "excludes ipipMode: one of them must be Never"
+            raise broken(rule, "vxlanMode", value=self.vxlan_mode)
+        if self.ipip_mode != "Never" and self.cidr.version == 6:
+            raise broken("must be Never for IPv6: IPIP carries IPv4 only", "ipipMode", value=self.ipip_mode)
 
 
 class IPPool(Resource):

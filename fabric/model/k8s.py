@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, PlainValidator, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import LabelMap, Prefix, valid_labels
+from fabric.model.fields import LabelMap, Prefix, broken, valid_labels
 from fabric.model.kinds import K8S_API_VERSION
 
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
@@ -76,9 +76,10 @@ class IPBlock(Model):
 
     @model_validator(mode="after")
     def _except_is_within(self) -> Self:
-        for prefix in self.except_:
+        for index, prefix in enumerate(self.except_):
             if prefix == self.cidr or not _is_within(prefix, self.cidr):
-                raise ValueError(f"except {prefix} must be a part of cidr {self.cidr}, and not all of it")
+                rule = f"must be a part of cidr {self.cidr}, and not all of it"
+                raise broken(rule, "except", index, value=prefix)
         return self
 
 
@@ -114,9 +115,9 @@ class Port(Model):
         if self.end_port is None:
             return self
         if not isinstance(self.port, int):
-            raise ValueError("endPort needs port, and that a number")
+            raise broken("needs port, and that a number", "endPort", value=self.end_port)
         if self.end_port < self.port:
-            raise ValueError(f"endPort {self.end_port} must not be below port {self.port}")
+            raise broken(f"must not be below port {self.port}", "endPort", value=self.end_port)
         return self
 
 

@@ -5,7 +5,9 @@ A kind is added with its file and one line here; a kind without a class is kept 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import Final
@@ -127,8 +129,17 @@ def lookup(word: str) -> Kind:
     """
     if kind := _BY_WORD.get(word.lower()):
         return kind
+    if hint := did_you_mean(word, _BY_WORD):
+        raise ConfigError(f'kind "{word}" is not known{hint}')
     known = ", ".join(sorted(kind.name.lower() for kind in KINDS))
     raise ConfigError(f'kind "{word}" is not known; the kinds are {known}')
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the one of `known` that is close to `word`, "" where none is."""
+    spelled = {each.lower(): each for each in known}
+    close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.75)
+    return f"; did you mean {spelled[close[0]]}?" if close else ""
 
 
 def resource_class(kind: str, api_version: str = API_VERSION) -> type[Resource]:

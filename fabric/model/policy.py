@@ -67,11 +67,11 @@ class GlobalNetworkPolicySpec(_PolicySpec):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.do_not_track and self.pre_dnat:
-            raise ValueError("doNotTrack and preDNAT exclude each other")
+            raise broken("excludes doNotTrack", "preDNAT")
         if self.pre_dnat and (self.egress or "Egress" in self.types):
-            raise ValueError("preDNAT excludes egress rules and the type Egress: it acts before routing")
+            raise broken("excludes egress rules and the type Egress: it acts before routing", "preDNAT")
         if (self.do_not_track or self.pre_dnat) and not self.apply_on_forward:
-            raise ValueError("doNotTrack and preDNAT need applyOnForward: true")
+            raise broken("needs applyOnForward: true", "doNotTrack" if self.do_not_track else "preDNAT")
         return self
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fabric.model.base import Model
 from fabric.model.fields import (
+    PORTED,
     Annotations,
     LocalSelector,
     Name,
@@ -19,9 +20,9 @@ from fabric.model.fields import (
     Protocol,
     StrictNet,
     broken,
+    no_repeats,
 )
 
-_PORTED = {"TCP", "UDP", "SCTP", 6, 17, 132}
 _ICMP = {4: {"ICMP", 1}, 6: {"ICMPv6", 58}}
 
 Nets = Annotated[tuple[StrictNet, ...], Field(max_length=256)]
@@ -35,7 +36,7 @@ class ICMP(Model):
     @model_validator(mode="after")
     def _code_needs_type(self) -> Self:
         if self.code is not None and self.type is None:
-            raise ValueError("code needs type")
+            raise broken("needs type", "code", value=self.code)
         return self
 
 
@@ -68,9 +69,9 @@ class EntityRule(Model):
     def _services_stand_alone(self) -> Self:
         others = (self.nets, self.not_nets, self.selector, self.not_selector, self.namespace_selector)
         if self.services and (any(others) or self.service_accounts):
-            raise ValueError("services exclude nets, selectors and serviceAccounts")
+            raise broken("exclude nets, selectors and serviceAccounts", "services")
         if any(net.prefixlen == 0 for net in self.not_nets):
-            raise ValueError("notNets must not hold a whole address family: the rule could never match")
+            raise broken("must not hold a whole address family: the rule could never match", "notNets")
         return self
 
 
@@ -91,14 +92,8 @@ class HTTPPath(Model):
 class HTTPMatch(Model):
     """Methods and paths are each alternatives; needs a proxy, so kept and not enforced."""
 
-    methods: Annotated[tuple[str, ...], Field(max_length=20)] = ()
+    methods: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(no_repeats)] = ()
     paths: Annotated[tuple[HTTPPath, ...], Field(max_length=20)] = ()
-
-    @model_validator(mode="after")
-    def _methods_differ(self) -> Self:
-        if len(set(self.methods)) != len(self.methods):
-            raise ValueError("a method is given more than once")
-        return self
 
 
 class RuleMetadata(Model):
@@ -121,36 +116,31 @@ class Rule(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if rule := self._protocol_rule() or self._http_rule() or self._family_rule():
-            raise ValueError(rule)
-        if (
-            self.destination
-            and self.destination.services
-            and self.destination.ports + self.destination.not_ports
-        ):
-            raise ValueError("services as the destination exclude ports and notPorts: a service has its own")
+        self._check_protocol()
+        if self.http and self.protocol not in {None, "TCP", 6}:
+            raise broken("needs protocol TCP, or none", "http")
+        if self.http and self.action != "Allow":
+            raise broken("needs action Allow", "http")
+        families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
+        if len(families) > 1:
+            raise ValueError("nets, notNets and ipVersion of one rule must be of one address family")
+        server = self.destination
+        if server and server.services and server.ports + server.not_ports:
+            rule = "as the destination exclude ports and notPorts: a service has its own"
+            raise broken(rule, "destination", "services")
         return self
 
-    def _protocol_rule(self) -> str:
-        if (self.icmp or self.not_icmp) and self.protocol not in _ICMP[4] | _ICMP[6]:
-            return "icmp and notICMP need protocol ICMP or ICMPv6"
+    def _check_protocol(self) -> None:
+        if self.protocol not in _ICMP[4] | _ICMP[6]:
+            for name, icmp in {"icmp": self.icmp, "notICMP": self.not_icmp}.items():
+                if icmp:
+                    raise broken("needs protocol ICMP or ICMPv6", name)
         for version, protocols in _ICMP.items():
-            for protocol in (self.protocol, self.not_protocol):
+            for name, protocol in {"protocol": self.protocol, "notProtocol": self.not_protocol}.items():
                 if protocol in protocols and self.ip_version not in {None, version}:
-                    return f"protocol {protocol} needs ipVersion {version}"
-        if self.protocol not in _PORTED and any(map(_is_numeric, self._ports())):
-            return "ports need protocol TCP, UDP or SCTP"
-        return ""
-
-    def _http_rule(self) -> str:
-        if self.http and self.protocol not in {None, "TCP", 6}:
-            return "http needs protocol TCP, or none"
-        return "http needs action Allow" if self.http and self.action != "Allow" else ""
-
-    def _family_rule(self) -> str:
-        families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
-        one = len(families) <= 1
-        return "" if one else "nets, notNets and ipVersion of one rule must be of one address family"
+                    raise broken(f"needs ipVersion {version}", name, value=protocol)
+        if self.protocol not in PORTED and any(map(_is_numeric, self._ports())):
+            raise ValueError("ports need protocol TCP, UDP or SCTP")
 
     def _entities(self) -> tuple[EntityRule, ...]:
         return tuple(entity for entity in (self.source, self.destination) if entity)

@@ -7,19 +7,22 @@ the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_core import from_json as parse_json
 
 from fabric.errors import ConfigError
-from fabric.model.base import API_VERSION, Path, Resource, Unknown, tree
-from fabric.model.kinds import resource_class
+from fabric.model.base import API_VERSION, Model, Path, Resource, Unknown, tree
+from fabric.model.kinds import did_you_mean, named, resource_class
+
+NO_SUCH_FIELD = "no such field"  # and perhaps a hint behind it
 
 _MAX_SHOWN = 60
+_MAX_HINTS = 50  # mistakes of one resource: each hint compares with every field there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,21 @@ def from_json(text: str) -> Resource:
     raise ConfigError(f"{describe(value)}: {'; '.join(map(str, read))}")
 
 
+def from_place(text: str, plural: str, namespace: str | None, name: str) -> Resource:
+    """Return the resource that `text` holds, stored under `plural`, `namespace` (None: cluster-wide) and `name`.
+
+    Raises:
+        ConfigError: as from `from_json`, and where it says that it is another object.
+    """
+    resource = from_json(text)
+    metadata, kind = resource.metadata, named(resource.kind)
+    own_name = f"{metadata.namespace or 'default'}/{metadata.name}" if namespace else metadata.name
+    place = f"{plural}/{namespace}/{name}" if namespace else f"{plural}/{name}"
+    if f"{kind.plural if kind else plural}/{own_name}" != place:
+        raise ConfigError(f"says it is {resource.kind} {own_name}, but is stored as {place}")
+    return resource
+
+
 def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> Resource | tuple[Problem, ...]:
     """Return the resource that plain JSON values make up, or everything that is wrong with them.
 
@@ -72,7 +90,7 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
     except ValidationError as err:
         # A default derived from a field that is itself wrong is no second mistake.
         details = [d for d in err.errors(include_url=False) if d["type"] != "default_factory_not_called"]
-        return tuple(map(_problem, details))
+        return tuple(_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
 
 
 def describe(value: object) -> str:
@@ -99,22 +117,61 @@ def shown(value: object) -> str:
 
 _RULES = {
     "missing": "is required",
-    "extra_forbidden": "no such field",
     "model_type": "must be a mapping",
     "mapping_type": "must be a mapping",
+    "dict_type": "must be a mapping",
     "tuple_type": "must be a list",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number, and not as large",
+    "int_from_float": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} entries, not {actual_length}",
+    "too_short": "must have at least {min_length} entry",
+    "literal_error": "must be {expected}",
+    "broken_rule": "{rule}",
+    "value_error": "{error}",
 }
 
 
-def _problem(error: ErrorDetails) -> Problem:
-    if error["type"] == "broken_rule":
-        broken = error["ctx"]
-        return Problem((*error["loc"], *broken["path"]), shown(broken["value"]), broken["rule"])
-    value = "" if error["type"] in {"missing", "extra_forbidden"} else shown(error["input"])
-    rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+def _problem(error: ErrorDetails, cls: type[Resource] | None) -> Problem:
+    """Return the error in our words, with the field that is close to an unknown one of a `cls`."""
+    context, value = error.get("ctx", {}), shown(error["input"])
+    rule = _RULES[error["type"]].format_map(context) if error["type"] in _RULES else error["msg"]
     match error:
-        case {"type": "too_long", "ctx": {"max_length": limit, "actual_length": length}}:
-            rule = f"must have at most {limit} entries, not {length}"
-        case {"type": "too_short", "ctx": {"min_length": limit}}:
-            rule = f"must have at least {limit} entry"
-    return Problem(error["loc"], value, _RULES.get(error["type"], rule))
+        case {"type": "broken_rule"}:
+            return Problem((*error["loc"], *context["path"]), shown(context["value"]), rule)
+        case {"type": "missing", "input": {"generateName": _}, "loc": ("metadata", "name")}:
+            rule = "is required: no name is made of generateName"
+        case {"type": "extra_forbidden", "loc": (*path, str(name))}:
+            hint = did_you_mean(name, _fields(cls, path)) if cls else ""
+            return Problem(error["loc"], "", NO_SUCH_FIELD + hint)
+        case {"type": "string_type", "input": bool() | int() | float()}:
+            rule += "; put it in quotes"
+        case {"type": "int_type", "input": str(text)} if text.isdecimal():
+            rule += "; leave the quotes out"
+    return Problem(error["loc"], value, rule)
+
+
+def _fields(cls: type[Model], path: list[str | int]) -> list[str]:
+    """Return the fields of what stands at `path` in a `cls`."""
+    models = [cls]
+    for step in path:
+        if isinstance(step, str):
+            found = [
+                field for model in models for field in model.model_fields.values() if field.alias == step
+            ]
+            models = [model for field in found for model in _models(field.annotation)]
+    return [str(field.alias) for model in models for field in model.model_fields.values()]
+
+
+def _models(annotation: Any) -> Iterator[type[Model]]:
+    """Yield the models in an annotation, such as the Rule of `tuple[Rule, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

@@ -23,6 +23,7 @@ from fabric.model.fields import (
     PortedProtocol,
     PortNameOrEmpty,
     PortNumber,
+    broken,
 )
 
 NAMESPACE_LABEL = "projectcalico.org/namespace"
@@ -36,7 +37,7 @@ class IPNAT(Model):
     @model_validator(mode="after")
     def _one_family(self) -> Self:
         if self.internal_ip.version != self.external_ip.version:
-            raise ValueError("internalIP and externalIP must be of one address family")
+            raise broken("must be of the family of internalIP", "externalIP", value=self.external_ip)
         return self
 
 
@@ -82,8 +83,11 @@ class WorkloadEndpointSpec(Model):
     @model_validator(mode="after")
     def _nats_are_own(self) -> Self:
         own = {network.network_address for network in self.ip_networks}
-        if any(nat.internal_ip not in own for nat in self.ip_nats):
-            raise ValueError("ipNATs: an internalIP must be one of ipNetworks")
+        for index, nat in enumerate(self.ip_nats):
+            if nat.internal_ip not in own:
+                raise broken(
+                    "must be one of ipNetworks", "ipNATs", index, "internalIP", value=nat.internal_ip
+                )
         return self
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from fabric.errors import ConfigError
 from fabric.model.base import API_VERSION, Path, Resource, tree
-from fabric.model.kinds import K8S_API_VERSION, named
+from fabric.model.kinds import K8S_API_VERSION, KINDS, did_you_mean, named
 from fabric.model.wire import Problem, from_tree, shown
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -31,6 +31,9 @@ TOO_LARGE = f"larger than {MAX_BYTES // 1024 // 1024} MiB; split the file"
 MAX_BROKEN = 100  # documents that are no YAML, before the rest of a file is left unread
 
 _MAX_DIGITS = 100
+
+# What Kubernetes' server writes into metadata, and prints; no file decides it.
+_SERVERS = {"managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"}
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {word: word[0] in "tT" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
@@ -87,8 +90,10 @@ def documents(text: str, filename: str) -> list[Document]:
     Raises:
         ConfigError: it is not YAML, or beyond a cap; the message begins with FILE:LINE.
     """
+    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
+        raise ConfigError(f"{filename}: {TOO_LARGE}")
     found = []
-    for document in _documents(_within_limit(text, filename)):
+    for document in _documents(text):
         if isinstance(document, _Unreadable):
             raise ConfigError(f"{filename}:{document.line}: {document}")
         found.append(document)
@@ -109,24 +114,6 @@ def entries(text: str) -> Iterator[Entry]:
                 yield Entry(*_told(value), _resource(value), document, path)
 
 
-def load_resources(text: str, filename: str) -> list[Resource]:
-    """Return the resources of a file, in order.
-
-    Raises:
-        ConfigError: with every mistake in the file, a line each: `FILE:LINE: path: value: rule`.
-    """
-    found: list[Resource] = []
-    mistakes: list[str] = []
-    for entry in entries(_within_limit(text, filename)):
-        if isinstance(entry.read, Resource):
-            found.append(entry.read)
-        else:
-            mistakes += (f"{filename}:{entry.line(problem.path)}: {problem}" for problem in entry.read)
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return found
-
-
 def dump(resource: Resource) -> str:
     """Return `resource` as one block-style document, keys in Calico's order."""
     return dump_tree(tree(resource))
@@ -144,12 +131,6 @@ def dump_tree(value: object) -> str:
             width=110,
         )
     )
-
-
-def _within_limit(text: str, filename: str) -> str:
-    if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
-        raise ConfigError(f"{filename}: {TOO_LARGE}")
-    return text
 
 
 def _documents(text: str) -> Iterator[Document | _Unreadable]:
@@ -202,8 +183,11 @@ def _items(value: Any) -> Iterator[tuple[Path, Any]]:
 
 def _resource(value: object) -> Resource | tuple[Problem, ...]:
     """Read one resource as an operator means it: stricter than `from_tree`, which takes what is stored."""
-    if isinstance(value, dict) and (problem := _wrong_kind(value)):
-        return (problem,)
+    if isinstance(value, dict):
+        if problem := _wrong_kind(value):
+            return (problem,)
+        if isinstance(metadata := value.get("metadata"), dict):
+            value = {**value, "metadata": {key: metadata[key] for key in metadata if key not in _SERVERS}}
     read = from_tree(value, unknown="forbid")
     if not isinstance(read, Resource) or not (namespace := read.metadata.namespace):
         return read
@@ -216,14 +200,15 @@ def _resource(value: object) -> Resource | tuple[Problem, ...]:
 
 def _wrong_kind(value: dict[str, Any]) -> Problem | None:
     api_version, kind = value.get("apiVersion"), value.get("kind")
-    if api_version == API_VERSION:
-        known = isinstance(kind, str) and named(kind) is not None
-    elif api_version == K8S_API_VERSION:
-        known = kind == "NetworkPolicy"
-    else:
-        rule = f"must be {API_VERSION} or {K8S_API_VERSION}"
-        return Problem(("apiVersion",), shown(api_version), rule)
-    return None if known else Problem(("kind",), shown(kind), f"no kind of {api_version}")
+    known = {API_VERSION: [kind.name for kind in KINDS], K8S_API_VERSION: ["NetworkPolicy"]}
+    if api_version not in (API_VERSION, K8S_API_VERSION):
+        return Problem(("apiVersion",), shown(api_version), f"must be {' or '.join(known)}")
+    if kind in known[api_version]:
+        return None
+    if not isinstance(kind, str):
+        return Problem(("kind",), shown(kind), "is required, and is text")
+    hint = did_you_mean(kind, known[api_version])
+    return Problem(("kind",), shown(kind), f"no kind of {api_version}{hint}")
 
 
 def _plain(text: str) -> Any:

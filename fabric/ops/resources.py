@@ -14,7 +14,7 @@ from fabric.model.change import at_revision
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import Kind, lookup
-from fabric.model.wire import from_json, to_json
+from fabric.model.wire import from_json, from_place, to_json
 from fabric.store import keys
 from fabric.store.kv import KeyValue, KeyValueStore
 
@@ -76,6 +76,9 @@ def decode(item: KeyValue) -> Resource:
     Raises:
         ConfigError: it cannot be read.
     """
+    match keys.parse(item.key):
+        case keys.ResourceKey(plural, namespace, name):
+            return at_revision(from_place(item.value, plural, namespace, name), item.revision)
     text = item.value
     if item.key == keys.IPAM_CONFIG:
         try:

@@ -241,6 +241,8 @@ class Member:
                 f'{where}: user "{user}": wrong name or password; {doing.refused}; correct '
                 f"{self._credentials.password_file or 'etcd_user and etcd_password (ETCD_USERNAME, ETCD_PASSWORD)'}"
             )
+        if "request is too large" in details or "message larger than max" in details:
+            rest += "; etcd takes 1.5 MB at once (its --max-request-bytes): make the object smaller, or split it in two"
         if "database space exceeded" in details:
             rest += "; etcd is full: compact and defragment it, then run `etcdctl alarm disarm`"
         return f"{where}: {details}{rest}"

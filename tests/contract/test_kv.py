@@ -141,6 +141,14 @@ async def test_a_transaction_is_one_revision_for_all_its_keys(stage: Stage) -> N
     assert listing == Listing(revision, (KeyValue("/t/a", "1", revision), KeyValue("/t/b", "2", revision)))
 
 
+@pytest.mark.parametrize("size", [2_000_000, 5_000_000])  # etcd's own limit, and its gRPC server's
+async def test_what_is_too_large_for_etcd_is_refused_with_a_cure(server: EtcdServer, size: int) -> None:
+    async with opened(server.url) as kv:
+        with pytest.raises(StoreError, match=r"nothing was written.*make the object smaller, or split it"):
+            await put(kv, a="x" * size)
+        assert await kv.get("/t/a") is None
+
+
 @both
 async def test_guards_that_hold_let_the_write_through(stage: Stage) -> None:
     first = await put(stage.kv, a="1")

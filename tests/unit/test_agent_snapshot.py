@@ -100,6 +100,7 @@ def test_also_when_it_has_gone_on_past_the_revision_we_knew() -> None:
         (NODE, "garbage"),
         (NODE, '{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"n1"},"spec":7}'),
         (POOL, '{"kind":"IPPool","apiVersion":"projectcalico.org/v3","metadata":{"name":"pool"}}'),
+        (POOL, to_json(IPPool.model_validate({"metadata": {"name": "b"}, "spec": {"cidr": "10.0.0.0/8"}}))),
         (BLOCK, "{}"),
         (AFFINITY, "[]"),
     ],

@@ -1,6 +1,7 @@
 """`validate` and `convert` as processes: what they print, where, and how they end."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fabric.model.yaml import load_resources
+from tests.unit.loading import resources_in
 
 POOL = """\
 apiVersion: projectcalico.org/v3
@@ -69,7 +70,7 @@ def test_validate_answers_a_line_of_json_for_every_document_in_order() -> None:
             "valid": False,
             "errors": [
                 {"path": "spec.cidr", "message": f"standard input:10: {HOST_BITS}"},
-                {"path": "spec.disabled", "message": 'standard input:11: "off": must be a valid boolean'},
+                {"path": "spec.disabled", "message": 'standard input:11: "off": must be true or false'},
             ],
         },
         {
@@ -89,11 +90,21 @@ def test_validate_prints_every_mistake_with_its_line_and_counts_them(tmp_path: P
     done = fabricctl("validate", "-f", str(tmp_path))
     assert done.stdout.splitlines() == [
         f"{tmp_path}/a.yaml:10: spec.cidr: {HOST_BITS}",
-        f'{tmp_path}/a.yaml:11: spec.disabled: "off": must be a valid boolean',
+        f'{tmp_path}/a.yaml:11: spec.disabled: "off": must be true or false',
         f"{tmp_path}/b.yaml:1: byte 0xff is not UTF-8; save the file as UTF-8",
         "3 checked, 2 invalid",
     ]
     assert done.returncode == 1
+
+
+def test_what_the_terminal_cannot_write_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "ü.yaml").write_text(BAD_POOL)
+    done = subprocess.run(
+        [sys.executable, "-m", "fabric.cli.main", "validate", "-f", str(tmp_path)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"{tmp_path}/\\xfc.yaml:5: spec.cidr: ")
 
 
 def test_validate_warns_of_what_is_kept_and_not_used() -> None:
@@ -104,7 +115,7 @@ def test_validate_warns_of_what_is_kept_and_not_used() -> None:
 
 def test_convert_prints_what_can_be_read_again_and_nothing_of_what_is_refused() -> None:
     done = fabricctl("convert", "-f", "-", stdin=documents(WEB, WIDE, WEB.replace("web", "db"), POOL))
-    assert [r.metadata.name for r in load_resources(done.stdout, "printed")] == ["web", "db"]
+    assert [r.metadata.name for r in resources_in(done.stdout)] == ["web", "db"]
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f'fabricctl: standard input:12: spec.ingress[0].from[0].ipBlock.cidr: "10.0.0.0/33": {NO_PREFIX}',

@@ -16,9 +16,10 @@ from fabric.errors import ConfigError
 from fabric.model.base import Resource
 from fabric.model.effects import not_used
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import documents, dump, load_resources
+from fabric.model.yaml import documents, dump
 from fabric.ops import files
 from fabric.ops.convert import convert
+from tests.unit.loading import resources_in
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "model").glob("*.yaml"))
 KUBERNETES = """\
@@ -146,7 +147,7 @@ def everything(path: Path, content: bytes) -> None:
             not_used(document.entry.read)
     for outcome in convert([name]):
         if isinstance(outcome, Resource):
-            assert load_resources(dump(outcome), "converted") == [outcome]
+            assert resources_in(dump(outcome)) == [outcome]
 
 
 fuzzing = settings(

@@ -18,7 +18,7 @@ from fabric.ipam import block as blocks
 from fabric.ipam import config
 from fabric.ipam.assign import Demand, automatic
 from fabric.ipam.block import Owner
-from fabric.ipam.view import affinity_from_json, handle_from_json
+from fabric.ipam.records import affinity_from_json, handle_from_json
 from fabric.model import wire
 from fabric.store import keys
 from fabric.store.kv import Changes, KeyValue

@@ -118,6 +118,14 @@ def test_a_pool_is_not_moved_over_blocks_that_another_one_left_behind() -> None:
     assert "10.9.0.0/26 (n2)" in why
 
 
+def test_a_pool_that_would_cover_another_one_is_not_told_of_that_ones_blocks() -> None:
+    other = pool("10.9.0.0/16", "b")
+    seen = view([pool("10.0.0.0/16"), other], block("10.9.0.0/26", "n2", used=True))
+    assert pools.refusals(seen, [pool("10.0.0.0/8")]) == {
+        "a": ("cidr 10.0.0.0/8 overlaps IPPool b (10.9.0.0/16)",)
+    }
+
+
 @pytest.mark.parametrize(("spec", "why"), RESIZED)
 def test_a_pool_that_nobody_has_claimed_of_may_be_resized(spec: dict[str, Any], why: str) -> None:
     seen = view([pool("10.0.0.0/16")], block("10.99.0.0/26", "n1"))

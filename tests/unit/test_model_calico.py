@@ -6,7 +6,7 @@ import pytest
 
 from fabric.errors import ConfigError
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import load_resources
+from tests.unit.loading import resources_in
 
 TAKEN = [
     # Templates leave empty texts behind, and Calico's own tools store "bpfLogLevel":"".
@@ -55,7 +55,7 @@ def document(kind: str, spec: str, metadata: str = "") -> str:
 def test_what_calico_takes_is_read_and_written_as_calico_means_it(
     kind: str, spec: str, written: dict[str, object]
 ) -> None:
-    [resource] = load_resources(document(kind, spec), "x.yaml")
+    [resource] = resources_in(document(kind, spec))
     text = to_json(resource)
     assert json.loads(text)["spec"].items() >= written.items()
     assert to_json(from_json(text)) == text
@@ -71,12 +71,12 @@ def test_what_calico_takes_is_read_and_written_as_calico_means_it(
     ],
 )
 def test_an_empty_text_never_widens_a_rule(kind: str, spec: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"x.yaml:4: spec\.ingress.*{said}.*: must be"):
-        load_resources(document(kind, spec), "x.yaml")
+    with pytest.raises(ConfigError, match=rf"^4: spec\.ingress.*{said}.*: must be"):
+        resources_in(document(kind, spec))
 
 
 @pytest.mark.parametrize("key", ["a b", "/a", "a/", "x" * 64])
 def test_an_annotation_is_called_as_in_kubernetes(key: str) -> None:
     text = document("Node", "{}", f"annotations: {{'{key}': x}}")
     with pytest.raises(ConfigError, match=rf'annotation key "{key}" is not \[prefix/\]name'):
-        load_resources(text, "x.yaml")
+        resources_in(text)

@@ -20,7 +20,7 @@ from fabric.model.change import (
     without_noise,
 )
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import load_resources
+from tests.unit.loading import resources_in
 
 NOW = datetime(2026, 11, 21, 4, 16, 27, 334108, UTC)
 UID = UUID("6f1f2a36-6d3f-4a0e-9b42-0f8d8a3a9d11")
@@ -33,7 +33,7 @@ def stored(kind: str, spec: dict[str, Any], **metadata: Any) -> Resource:
 
 def wanted(kind: str, spec: str, metadata: str = "{name: x}") -> Resource:
     text = f"apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {metadata}\nspec: {spec}\n"
-    [resource] = load_resources(text, "x.yaml")
+    [resource] = resources_in(text)
     return resource
 
 
@@ -168,7 +168,7 @@ def test_a_patch_that_changes_nothing_gives_back_the_stored_value(how: PatchType
     [
         ("merge", [], "must be a mapping"),
         ("merge", {"spec": {"disable": True}}, "spec.disable: no such field"),
-        ("merge", {"spec": {"blockSize": 99}}, "blockSize 99 must be 20 to 32"),
+        ("merge", {"spec": {"blockSize": 99}}, "spec.blockSize: 99: must be 20 to 32"),
         ("merge", {"spec": None}, "spec: is required"),
         ("merge", {"metadata": {"name": "y"}}, 'metadata.name: "y": cannot be changed; it is "x"'),
         ("merge", {"metadata": {"uid": None}}, "metadata.uid: null: cannot be changed"),
@@ -214,6 +214,48 @@ def test_labels_are_set_changed_and_removed() -> None:
         labelled(POOL, {}, ["z"], overwrite=False)
     with pytest.raises(ConfigError, match=r"metadata\.labels"):
         labelled(POOL, {"a b": "2"}, (), overwrite=False)
+
+
+COPY = "projectcalico.org/metadata"
+OF_KUBERNETES = '{"uid":"u","labels":{"a":"1"},"annotations":{"note":"x"}}'
+
+
+@pytest.mark.parametrize(
+    ("copy", "kept"),
+    [
+        ('{"name":"x"}', True),
+        (OF_KUBERNETES, False),
+        ("no json", False),
+        ("[]", False),
+        ("[" * 100_000, False),
+    ],
+    ids=["a name", "labels", "no JSON", "a list", "deep"],
+)
+def test_a_copy_of_labels_that_are_no_longer_so_is_dropped_and_one_of_the_name_stays(
+    copy: str, kept: bool
+) -> None:
+    annotations = {COPY: copy, "note": "x"}
+    tier = {"projectcalico.org/tier": "default"}
+    metadata = {"labels": {"a": "1", **tier}, "annotations": annotations}
+    policy = at_revision(stored("NetworkPolicy", {"types": ["Ingress"]}, **metadata), 7)
+    after = annotations if kept else {"note": "x"}
+    for changed in (
+        labelled(policy, {"b": "2"}, (), overwrite=False),
+        patched(policy, {"metadata": {"labels": {"a": None}}}, "merge"),
+        applied(policy, wanted("NetworkPolicy", "{types: [Ingress]}", "{name: x, labels: {c: '3'}}")),
+    ):
+        assert changed.metadata.labels != policy.metadata.labels
+        assert changed.metadata.annotations == after
+    spec = patched(policy, {"spec": {"order": 1}}, "merge")
+    assert spec.metadata.annotations == annotations
+
+
+def test_a_file_with_a_copy_of_labels_applied_again_changes_nothing() -> None:
+    pool = at_revision(stored("IPPool", {"cidr": "10.0.0.0/16"}, annotations={"note": "x"}), 7)
+    file = wanted(
+        "IPPool", "{cidr: 10.0.0.0/16}", f"{{name: x, annotations: {{note: x, {COPY}: '{OF_KUBERNETES}'}}}}"
+    )
+    assert applied(pool, file) is pool
 
 
 def test_a_replacement_keeps_who_it_is_and_drops_the_rest() -> None:

@@ -219,22 +219,22 @@ def selecting(**expression: object) -> Tree:
         (of_port({"port": True}), f"spec.ingress[0].ports[0].port: true: {PORT}"),
         (
             of_port({"port": 80, "endPort": 79}),
-            "spec.ingress[0].ports[0]: endPort 79 must not be below port 80",
+            "spec.ingress[0].ports[0].endPort: 79: must not be below port 80",
         ),
         (
             of_port({"port": "a", "endPort": 80}),
-            "spec.ingress[0].ports[0]: endPort needs port, and that a number",
+            "spec.ingress[0].ports[0].endPort: 80: needs port, and that a number",
         ),
-        (of_port({"endPort": 80}), "spec.ingress[0].ports[0]: endPort needs port, and that a number"),
+        (of_port({"endPort": 80}), "spec.ingress[0].ports[0].endPort: 80: needs port, and that a number"),
         (
             of_port({"port": 80, "endPort": 65536}),
-            "spec.ingress[0].ports[0].endPort: 65536: must be less than or equal to 65535",
+            "spec.ingress[0].ports[0].endPort: 65536: must be at most 65535",
         ),
         (
             of_port({"protocol": "tcp"}),
             "spec.ingress[0].ports[0].protocol: \"tcp\": must be 'TCP', 'UDP' or 'SCTP'",
         ),
-        (of_port({"ports": 80}), "spec.ingress[0].ports[0].ports: no such field"),
+        (of_port({"ports": 80}), "spec.ingress[0].ports[0].ports: no such field; did you mean port?"),
         ({"ingress": [{"to": []}]}, "spec.ingress[0].to: no such field"),
         ({"ingress": [None]}, "spec.ingress[0]: must be a mapping"),
         ({"ingress": {}}, "spec.ingress: must be a list"),
@@ -248,11 +248,14 @@ def selecting(**expression: object) -> Tree:
         ),
         (
             of_peer({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"]}}),
-            "spec.egress[0].to[0].ipBlock: except 10.0.0.0/8 must be a part of cidr 10.0.0.0/8, and not all of it",
+            (
+                'spec.egress[0].to[0].ipBlock.except[0]: "10.0.0.0/8": '
+                "must be a part of cidr 10.0.0.0/8, and not all of it"
+            ),
         ),
         (
             of_peer({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["fd00::/8"]}}),
-            "spec.egress[0].to[0].ipBlock: except fd00::/8 must be a part of cidr 10.0.0.0/8, and not all of it",
+            'spec.egress[0].to[0].ipBlock.except[0]: "fd00::/8": must be a part of cidr 10.0.0.0/8, and not all of it',
         ),
         (
             selecting(key="a", operator="in", values=["b"]),
@@ -276,10 +279,10 @@ def selecting(**expression: object) -> Tree:
         ),
         (
             {"podSelector": {"matchLabels": {"a": 1}}},
-            "spec.podSelector.matchLabels.a: 1: must be a valid string",
+            "spec.podSelector.matchLabels.a: 1: must be text; put it in quotes",
         ),
         ({"policyTypes": ["ingress"]}, "spec.policyTypes[0]: \"ingress\": must be 'Ingress' or 'Egress'"),
-        ({"podselector": {}}, "spec.podselector: no such field"),
+        ({"podselector": {}}, "spec.podselector: no such field; did you mean podSelector?"),
     ],
 )
 def test_what_the_api_server_refuses_is_refused_here(spec: Tree, problem: str) -> None:

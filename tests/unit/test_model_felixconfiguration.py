@@ -52,20 +52,20 @@ def test_words_are_taken_in_any_case(word: str) -> None:
         ),
         (
             {"routeTableRange": {"min": 1, "max": 251}},
-            "spec.routeTableRange.max: 251: must be less than or equal to 250",
+            "spec.routeTableRange.max: 251: must be at most 250",
         ),
-        ({"bpfEnabled": "yes"}, 'spec.bpfEnabled: "yes": must be a valid boolean'),
-        ({"ipipMTU": "1440"}, 'spec.ipipMTU: "1440": must be a valid integer'),
+        ({"bpfEnabled": "yes"}, 'spec.bpfEnabled: "yes": must be true or false'),
+        ({"ipipMTU": "1440"}, 'spec.ipipMTU: "1440": must be a whole number; leave the quotes out'),
         (
             {"routeRefreshInterval": 90},
-            "spec.routeRefreshInterval: 90: must be a valid string",
+            "spec.routeRefreshInterval: 90: must be text; put it in quotes",
         ),
         (
             {"routeRefreshInterval": "90"},
             'spec.routeRefreshInterval: "90": must be a duration, such as 120s or 2m',
         ),
         ({"ipForwarding": "on"}, "spec.ipForwarding: \"on\": must be 'Enabled' or 'Disabled'"),
-        ({"vxlanPort": 65536}, "spec.vxlanPort: 65536: must be less than or equal to 65535"),
+        ({"vxlanPort": 65536}, "spec.vxlanPort: 65536: must be at most 65535"),
         ({"natOutgoingAddress": "fd00::1"}, 'spec.natOutgoingAddress: "fd00::1": must be an IPv4 address'),
         (
             {"failsafeOutboundHostPorts": [{"protocol": "ICMP", "port": 1}]},
@@ -98,7 +98,9 @@ def test_a_wrong_type_is_refused(spec: object, rule: str) -> None:
 def test_a_typo_in_a_file_is_an_unknown_field() -> None:
     read = from_tree(json.loads(configuration({"ipvForwarding": "Enabled"})), unknown="forbid")
     assert isinstance(read, tuple)
-    assert [str(problem) for problem in read] == ["spec.ipvForwarding: no such field"]
+    assert [str(problem) for problem in read] == [
+        "spec.ipvForwarding: no such field; did you mean ipForwarding?"
+    ]
 
 
 def test_every_default_in_the_table_is_a_value_that_the_field_takes() -> None:

@@ -9,8 +9,9 @@ import pytest
 from fabric.model.base import Metadata, Resource, Unknown
 from fabric.model.kinds import KINDS, Kind
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import documents, dump, load_resources
+from fabric.model.yaml import documents, dump
 from tests import reference
+from tests.unit.loading import resources_in
 
 GOLDEN = Path(__file__).parent / "golden" / "model"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
@@ -18,7 +19,7 @@ NAMES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
 
 def load(name: str) -> Resource:
     path = GOLDEN / f"{name}.yaml"
-    [resource] = load_resources(path.read_text(), path.name)
+    [resource] = resources_in(path.read_text())
     return resource
 
 
@@ -39,13 +40,13 @@ def test_reading_and_writing_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_printed_can_be_applied(name: str) -> None:
     resource = from_json(stored(name))
-    [again] = load_resources(dump(resource), "printed.yaml")
+    [again] = resources_in(dump(resource))
     assert again == resource
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_is_read_as_a_file_too(name: str) -> None:
-    [resource] = load_resources(json.dumps(json.loads(stored(name)), indent=2), "stored.json")
+    [resource] = resources_in(json.dumps(json.loads(stored(name)), indent=2))
     assert to_json(resource) == stored(name)
 
 

@@ -58,12 +58,12 @@ def test_what_is_absent_in_the_datastore_is_false() -> None:
 @pytest.mark.parametrize(
     ("spec", "rule"),
     [
-        ({"autoAllocateBlocks": False}, "spec: autoAllocateBlocks: false needs strictAffinity: true"),
+        ({"autoAllocateBlocks": False}, "spec.autoAllocateBlocks: false: needs strictAffinity: true"),
         (
             {"strictAffinity": True, "maxBlocksPerHost": 1_000_001},
-            "spec.maxBlocksPerHost: 1000001: must be less than or equal to 1000000",
+            "spec.maxBlocksPerHost: 1000001: must be at most 1000000",
         ),
-        ({"ipCooldownSeconds": 1201}, "spec.ipCooldownSeconds: 1201: must be less than or equal to 1200"),
+        ({"ipCooldownSeconds": 1201}, "spec.ipCooldownSeconds: 1201: must be at most 1200"),
     ],
 )
 def test_settings_that_leave_no_address_to_give_are_refused(spec: object, rule: str) -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from fabric.model.ippool import IPPool
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import dump, load_resources
+from fabric.model.yaml import dump
+from tests.unit.loading import resources_in
 
 LINK_LOCAL = (IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10"))
 
@@ -52,7 +53,7 @@ def test_a_pool_is_the_same_after_a_file_and_after_the_datastore(
 ) -> None:
     first = pool({"cidr": str(cidr), **spec})
     stored = from_json(to_json(first))
-    [printed] = load_resources(dump(stored), "printed.yaml")
+    [printed] = resources_in(dump(stored))
     assert to_json(printed) == to_json(stored) == to_json(first)
 
 
@@ -62,7 +63,7 @@ def test_nobody_turns_nat_on_or_off_by_printing_and_applying(
 ) -> None:
     asked = bool(spec.get("natOutgoing"))
     stored = from_json(to_json(pool({"cidr": str(cidr), **spec})))
-    [printed] = load_resources(dump(stored), "printed.yaml")
+    [printed] = resources_in(dump(stored))
     assert isinstance(stored, IPPool)
     assert isinstance(printed, IPPool)
     assert stored.spec.nat_outgoing is printed.spec.nat_outgoing is asked

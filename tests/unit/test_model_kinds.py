@@ -33,9 +33,11 @@ def test_calicoctls_short_words_mean_what_they_mean_there(word: str, kind: str) 
     assert lookup(word).name == kind
 
 
-def test_an_unknown_word_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r'kind "ippol" is not known; the kinds are .*, ippool, .*, tier,'):
-        lookup("ippol")
+def test_an_unknown_word_is_answered_with_the_one_that_is_close_or_with_all() -> None:
+    with pytest.raises(ConfigError, match=r'^kind "IPPol" is not known; did you mean ippool\?$'):
+        lookup("IPPol")
+    with pytest.raises(ConfigError, match=r'^kind "xyz" is not known; the kinds are .*, ippool, .*, tier,'):
+        lookup("xyz")
 
 
 def test_names_lead_to_the_class() -> None:

@@ -73,13 +73,13 @@ GLOBAL_ALONE = "global() stands alone, with no other term and no parentheses"
 GLOBAL_HERE = "global() has a meaning in the namespaceSelector of a rule's source or destination only"
 
 WRONG_RULES = [
-    ({**ALLOW, "protocol": "ICMP", "ipVersion": 6}, "", "protocol ICMP needs ipVersion 4"),
-    ({**ALLOW, "notProtocol": 58, "ipVersion": 4}, "", "protocol 58 needs ipVersion 6"),
-    ({**ALLOW, "icmp": {"type": 8}}, "", "icmp and notICMP need protocol ICMP or ICMPv6"),
-    ({**ALLOW, "protocol": "ICMP", "icmp": {"code": 0}}, ".icmp", "code needs type"),
-    ({**ALLOW, "http": {}, "protocol": "UDP"}, "", "http needs protocol TCP, or none"),
-    ({"action": "Deny", "http": {}}, "", "http needs action Allow"),
-    ({**ALLOW, "http": {"methods": ["GET", "GET"]}}, ".http", "a method is given more than once"),
+    ({**ALLOW, "protocol": "ICMP", "ipVersion": 6}, '.protocol: "ICMP"', "needs ipVersion 4"),
+    ({**ALLOW, "notProtocol": 58, "ipVersion": 4}, ".notProtocol: 58", "needs ipVersion 6"),
+    ({**ALLOW, "icmp": {"type": 8}}, ".icmp", "needs protocol ICMP or ICMPv6"),
+    ({**ALLOW, "protocol": "ICMP", "icmp": {"code": 0}}, ".icmp.code: 0", "needs type"),
+    ({**ALLOW, "http": {}, "protocol": "UDP"}, ".http", "needs protocol TCP, or none"),
+    ({"action": "Deny", "http": {}}, ".http", "needs action Allow"),
+    ({**ALLOW, "http": {"methods": ["GET", "GET"]}}, ".http.methods", "holds a value more than once"),
     ({**ALLOW, "http": {"paths": [{}]}}, ".http.paths[0]", "needs either exact or prefix"),
     (
         {**ALLOW, "http": {"paths": [{"exact": "/a?b"}]}},
@@ -93,8 +93,8 @@ WRONG_RULES = [
     ),
     (
         {**ALLOW, "source": {"notNets": ["::/0"]}},
-        ".source",
-        "notNets must not hold a whole address family: the rule could never match",
+        ".source.notNets",
+        "must not hold a whole address family: the rule could never match",
     ),
     ({**ALLOW, "source": {"selector": "a == 'b' && global()"}}, ".source.selector: …", GLOBAL_HERE),
     ({**ALLOW, "source": {"notSelector": "!global()"}}, ".source.notSelector: …", GLOBAL_HERE),
@@ -106,8 +106,8 @@ WRONG_RULES = [
     ),
     (
         {**ALLOW, "source": {**SERVICE, "selector": "all()"}},
-        ".source",
-        "services exclude nets, selectors and serviceAccounts",
+        ".source.services",
+        "exclude nets, selectors and serviceAccounts",
     ),
     ({**ALLOW, "source": {"services": {}}}, ".source.services.name", "is required"),
     (
@@ -141,8 +141,8 @@ def test_an_ingress_rule_that_cannot_mean_anything_is_refused(
         ),
         (
             {**ALLOW, "protocol": "TCP", "destination": {**SERVICE, "ports": [80]}},
-            "",
-            "services as the destination exclude ports and notPorts: a service has its own",
+            ".destination.services",
+            "as the destination exclude ports and notPorts: a service has its own",
         ),
     ],
 )
@@ -190,22 +190,22 @@ def test_every_wrong_rule_is_told_at_once() -> None:
         (
             "GlobalNetworkPolicy",
             {"doNotTrack": True, "preDNAT": True, "applyOnForward": True},
-            "spec: doNotTrack and preDNAT exclude each other",
+            "spec.preDNAT: excludes doNotTrack",
         ),
         (
             "GlobalNetworkPolicy",
             {"doNotTrack": True},
-            "spec: doNotTrack and preDNAT need applyOnForward: true",
+            "spec.doNotTrack: needs applyOnForward: true",
         ),
         (
             "StagedGlobalNetworkPolicy",
             {"preDNAT": True, "applyOnForward": True, "egress": [ALLOW]},
-            "spec: preDNAT excludes egress rules and the type Egress: it acts before routing",
+            "spec.preDNAT: excludes egress rules and the type Egress: it acts before routing",
         ),
         (
             "GlobalNetworkPolicy",
             {"preDNAT": True, "applyOnForward": True, "types": ["Egress"]},
-            "spec: preDNAT excludes egress rules and the type Egress: it acts before routing",
+            "spec.preDNAT: excludes egress rules and the type Egress: it acts before routing",
         ),
         (
             "GlobalNetworkPolicy",

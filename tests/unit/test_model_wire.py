@@ -9,7 +9,7 @@ from fabric.errors import ConfigError
 from fabric.model.base import Metadata, Resource, Unknown
 from fabric.model.ippool import IPPool, IPPoolSpec
 from fabric.model.node import Node, NodeBGP, NodeSpec
-from fabric.model.wire import from_json, to_json
+from fabric.model.wire import from_json, from_place, to_json
 
 
 def tree(kind: str, spec: object = None, **metadata: object) -> dict[str, object]:
@@ -49,6 +49,23 @@ def test_unknown_fields_survive_a_rewrite_wherever_they_are(kind: str) -> None:
     assert again["spec"].items() >= UNKNOWN.items()
     assert again["metadata"] == value["metadata"]
     assert again["extra"] == {"deep": [None]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"kind":"Node","metadata":{"name":"a"}}', "Node a"),
+        ('{"kind":"IPReservation","metadata":{"name":"b"}}', "IPReservation b"),
+        ('{"kind":"IPReservation","metadata":{"name":"a","namespace":"default"}}', None),
+        ('{"kind":"Future","metadata":{"name":"a"}}', None),
+    ],
+)
+def test_a_value_stored_as_another_object_than_it_says_it_is_is_refused(text: str, says: str | None) -> None:
+    if says is None:
+        assert from_place(text, "ipreservations", None, "a") == from_json(text)
+        return
+    with pytest.raises(ConfigError, match=f"^says it is {says}, but is stored as ipreservations/a$"):
+        from_place(text, "ipreservations", None, "a")
 
 
 def test_an_unknown_field_with_a_python_name_is_not_taken_for_the_known_one() -> None:
@@ -91,37 +108,43 @@ def test_a_resource_of_another_group_is_kept_whatever_its_kind() -> None:
             {"cidr": "192.167.0.0/12"},
             'spec.cidr: "192.167.0.0/12": has host bits set; the prefix around it is 192.160.0.0/12',
         ),
-        ({"cidr": "169.254.0.0/16"}, "spec: cidr 169.254.0.0/16 overlaps the link-local 169.254.0.0/16"),
-        ({"cidr": "160.0.0.0/4"}, "spec: cidr 160.0.0.0/4 overlaps the link-local 169.254.0.0/16"),
-        ({"cidr": "fe00::/8"}, "spec: cidr fe00::/8 overlaps the link-local fe80::/10"),
-        ({"cidr": "10.0.0.0/16", "blockSize": 33}, "spec: blockSize 33 must be 20 to 32 for IPv4"),
-        ({"cidr": "fd00::/64", "blockSize": 64}, "spec: blockSize 64 must be 116 to 128 for IPv6"),
-        ({"cidr": "10.0.0.0/28"}, "spec: cidr 10.0.0.0/28 is smaller than one block, /26"),
-        ({"cidr": "10.0.0.0/16", "blockSize": "26"}, 'spec.blockSize: "26": must be a valid integer'),
-        ({"cidr": "10.0.0.0/16", "natOutgoing": 1}, "spec.natOutgoing: 1: must be a valid boolean"),
+        ({"cidr": "169.254.0.0/16"}, 'spec.cidr: "169.254.0.0/16": overlaps the link-local 169.254.0.0/16'),
+        ({"cidr": "160.0.0.0/4"}, 'spec.cidr: "160.0.0.0/4": overlaps the link-local 169.254.0.0/16'),
+        ({"cidr": "fe00::/8"}, 'spec.cidr: "fe00::/8": overlaps the link-local fe80::/10'),
+        ({"cidr": "10.0.0.0/16", "blockSize": 33}, "spec.blockSize: 33: must be 20 to 32 for IPv4"),
+        ({"cidr": "fd00::/64", "blockSize": 64}, "spec.blockSize: 64: must be 116 to 128 for IPv6"),
+        ({"cidr": "10.0.0.0/28"}, 'spec.cidr: "10.0.0.0/28": is smaller than one block, /26'),
+        (
+            {"cidr": "10.0.0.0/16", "blockSize": "26"},
+            'spec.blockSize: "26": must be a whole number; leave the quotes out',
+        ),
+        ({"cidr": "10.0.0.0/16", "blockSize": 26.5}, "spec.blockSize: 26.5: must be a whole number"),
+        ({"cidr": "10.0.0.0/16", "nodeSelector": 1}, "spec.nodeSelector: 1: must be text; put it in quotes"),
+        ({"cidr": "10.0.0.0/16", "nodeSelector": []}, "spec.nodeSelector: must be text"),
+        ({"cidr": "10.0.0.0/16", "natOutgoing": 1}, "spec.natOutgoing: 1: must be true or false"),
         (
             {"cidr": "10.0.0.0/16", "ipipMode": "always"},
             "spec.ipipMode: \"always\": must be 'Never', 'Always' or 'CrossSubnet'",
         ),
         (
             {"cidr": "10.0.0.0/16", "ipipMode": "Always", "vxlanMode": "Always"},
-            "spec: ipipMode and vxlanMode exclude each other: one of them must be Never",
+            'spec.vxlanMode: "Always": excludes ipipMode: one of them must be Never',
         ),
         (
             {"cidr": "fd00::/64", "ipipMode": "Always"},
-            "spec: ipipMode must be Never for IPv6: IPIP carries IPv4 only",
+            'spec.ipipMode: "Always": must be Never for IPv6: IPIP carries IPv4 only',
         ),
         (
             {"cidr": "10.0.0.0/16", "allowedUses": ["Workload", "LoadBalancer"]},
-            "spec: allowedUses: LoadBalancer excludes Workload and Tunnel",
+            "spec.allowedUses: LoadBalancer excludes Workload and Tunnel",
         ),
         (
             {"cidr": "10.0.0.0/16", "allowedUses": ["LoadBalancer"], "vxlanMode": "Always"},
-            "spec: a LoadBalancer pool has neither ipipMode nor vxlanMode",
+            'spec.vxlanMode: "Always": must be Never: a LoadBalancer pool has no tunnels',
         ),
         (
             {"cidr": "10.0.0.0/16", "allowedUses": ["LoadBalancer"], "nodeSelector": "has(a)"},
-            "spec: a LoadBalancer pool is no node's: nodeSelector must be all()",
+            'spec.nodeSelector: "has(a)": must be all(): a LoadBalancer pool is no node\'s',
         ),
         (
             {"cidr": "10.0.0.0/16", "nodeSelector": "global()"},
@@ -132,7 +155,7 @@ def test_a_resource_of_another_group_is_kept_whatever_its_kind() -> None:
         ),
         (
             {"cidr": "10.0.0.0/16", "namespaceSelector": "all()"},
-            "spec: namespaceSelector excludes the use Tunnel: set allowedUses: [Workload]",
+            'spec.namespaceSelector: "all()": excludes the use Tunnel: set allowedUses: [Workload]',
         ),
         (
             {"cidr": "10.0.0.0/16", "nodeSelector": "role = 'db'"},
@@ -159,7 +182,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
 @pytest.mark.parametrize(
     ("kind", "spec", "rule"),
     [
-        ("BGPPeer", {"node": "a", "nodeSelector": "all()"}, "spec: node and nodeSelector exclude each other"),
+        ("BGPPeer", {"node": "a", "nodeSelector": "all()"}, 'spec.nodeSelector: "all()": excludes node'),
         ("BGPPeer", {"peerIP": "192.0.2.1:0"}, f'spec.peerIP: "192.0.2.1:0": {PEER_IP}'),
         ("BGPPeer", {"peerIP": "[192.0.2.1]:179"}, f'spec.peerIP: "[192.0.2.1]:179": {PEER_IP}'),
         ("BGPPeer", {"peerIP": "192.0.2"}, f'spec.peerIP: "192.0.2": {PEER_IP}'),
@@ -167,24 +190,28 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "BGPPeer",
             {"peerSelector": "all()", "asNumber": 1},
-            "spec: peerSelector excludes peerIP and asNumber, which come from the nodes selected",
+            'spec.peerSelector: "all()": excludes peerIP and asNumber, which come from the nodes selected',
         ),
         (
             "BGPPeer",
             {"peerIP": "192.0.2.1", "asNumber": 1, "reachableBy": "fd00::1"},
-            "spec: reachableBy fd00::1 is not of the family of peerIP 192.0.2.1",
+            'spec.reachableBy: "fd00::1": is not of the family of peerIP 192.0.2.1',
         ),
         (
             "BGPPeer",
             {"asNumber": 4294967296},
-            "spec.asNumber: 4294967296: must be less than or equal to 4294967295",
+            "spec.asNumber: 4294967296: must be at most 4294967295",
         ),
         (
             "BGPPeer",
             {"asNumber": "1.70000"},
             'spec.asNumber: "1.70000": each half of a dotted AS number is 0 to 65535',
         ),
-        ("BGPPeer", {"asNumber": 1.5}, "spec.asNumber: 1.5: must be a valid integer"),
+        (
+            "BGPPeer",
+            {"asNumber": 1.5},
+            'spec.asNumber: 1.5: must be a whole number; a dotted AS number is put in quotes: "1.10"',
+        ),
         (
             "Node",
             WRONG_FAMILY,
@@ -193,23 +220,23 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "BGPPeer",
             {"localWorkloadSelector": "all()"},
-            "spec: localWorkloadSelector needs asNumber",
+            "spec.localWorkloadSelector: needs asNumber",
         ),
         (
             "BGPPeer",
             {"localWorkloadSelector": "all()", "asNumber": 1, "peerIP": "192.0.2.1"},
-            "spec: localWorkloadSelector excludes peerIP and peerSelector",
+            "spec.localWorkloadSelector: excludes peerIP and peerSelector",
         ),
-        ("BGPPeer", {"reachableBy": "192.0.2.1"}, "spec: reachableBy needs peerIP"),
+        ("BGPPeer", {"reachableBy": "192.0.2.1"}, 'spec.reachableBy: "192.0.2.1": needs peerIP'),
         (
             "BGPPeer",
             {"keepOriginalNextHop": True, "nextHopMode": "Keep"},
-            "spec: keepOriginalNextHop and nextHopMode exclude each other; use nextHopMode",
+            "spec.keepOriginalNextHop: true: excludes nextHopMode; use nextHopMode alone",
         ),
         (
             "BGPConfiguration",
             {"nodeToNodeMeshEnabled": False, "nodeMeshMaxRestartTime": "1m"},
-            "spec: nodeMeshPassword and nodeMeshMaxRestartTime need nodeToNodeMeshEnabled",
+            "spec.nodeMeshMaxRestartTime: needs nodeToNodeMeshEnabled",
         ),
         (
             "BGPConfiguration",
@@ -219,15 +246,31 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "BGPConfiguration",
             {"communities": [{"name": "a", "value": "1:1"}]},
-            "spec: communities are named and no prefixAdvertisements use them",
+            "spec.communities: are named and no prefixAdvertisements use them",
         ),
         (
             "BGPConfiguration",
             {"prefixAdvertisements": [{"cidr": "10.0.0.0/8", "communities": ["red"]}]},
             'spec.prefixAdvertisements[0].communities: "red": names no community of this configuration',
         ),
-        ("BGPConfiguration", {"listenPort": 0}, "spec.listenPort: 0: must be greater than or equal to 1"),
+        ("BGPConfiguration", {"listenPort": 0}, "spec.listenPort: 0: must be at least 1"),
         ("Node", [], "spec: must be a mapping"),
+        ("Profile", {"labelsToApply": 1}, "spec.labelsToApply: 1: must be a mapping"),
+        (
+            "Profile",
+            {"ingress": [{"action": "Log", "ipVersion": 5}]},
+            "spec.ingress[0].ipVersion: 5: must be 4 or 6",
+        ),
+        (
+            "Profile",
+            {"ingress": [{"action": "Log", "ipVersion": 10**30}]},
+            f"spec.ingress[0].ipVersion: {10**30}: must be a whole number, and not as large",
+        ),
+        (
+            "Profile",
+            {"ingress": [{"action": "Allow", "http": {"paths": [{"exact": "/" * 1025}]}}]},
+            f'spec.ingress[0].http.paths[0].exact: "{"/" * 59}…: must have at most 1024 characters',
+        ),
         ("Node", {"bgp": {"ipv4Address": ""}}, "spec.bgp: must not be empty; leave it out"),
         ("HostEndpoint", {"interfaceName": "eth0"}, "spec.node: is required"),
         ("HostEndpoint", {"node": "n"}, "spec: needs interfaceName or expectedIPs"),
@@ -244,7 +287,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "CalicoNodeStatus",
             {"node": "n", "classes": ["BGP"], "updatePeriodSeconds": 86401},
-            "spec.updatePeriodSeconds: 86401: must be less than or equal to 86400",
+            "spec.updatePeriodSeconds: 86401: must be at most 86400",
         ),
         (
             "IPReservation",
@@ -260,17 +303,17 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "BGPFilter",
             {"importV6": [{"action": "Accept", "cidr": "fd00::/8"}]},
-            "spec.importV6[0]: cidr and matchOperator need each other",
+            'spec.importV6[0].cidr: "fd00::/8": needs matchOperator',
         ),
         (
             "BGPFilter",
             {"importV4": [{"action": "Accept", "prefixLength": {"min": 8}}]},
-            "spec.importV4[0]: prefixLength needs cidr",
+            "spec.importV4[0].prefixLength: needs cidr",
         ),
         (
             "BGPFilter",
             {"importV4": [{"action": "Reject", "operations": [{"setPriority": {"value": 1}}]}]},
-            "spec.importV4[0]: operations need action Accept",
+            "spec.importV4[0].operations: need action Accept",
         ),
         (
             "BGPFilter",
@@ -306,12 +349,12 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         (
             "WorkloadEndpoint",
             {"ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "fd00::1"}]},
-            "spec.ipNATs[0]: internalIP and externalIP must be of one address family",
+            'spec.ipNATs[0].externalIP: "fd00::1": must be of the family of internalIP',
         ),
         (
             "WorkloadEndpoint",
             {"ipNetworks": ["10.0.0.2/32"], "ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "10.1.0.1"}]},
-            "spec: ipNATs: an internalIP must be one of ipNetworks",
+            'spec.ipNATs[0].internalIP: "10.0.0.1": must be one of ipNetworks',
         ),
         (
             "Profile",

@@ -6,17 +6,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fabric.errors import ConfigError
-from fabric.model.base import Metadata, Resource, Unknown
+from fabric.model.base import Metadata, Resource, Unknown, tree
 from fabric.model.wire import from_tree
-from fabric.model.yaml import MAX_BYTES, documents, dump, entries, load_resources
+from fabric.model.yaml import MAX_BYTES, documents, dump, entries
+from tests.unit.loading import resources_in
 
 HEAD = "apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata:\n  name: {name}\n"
-
-
-def refusal(text: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_resources(text, "f.yaml")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +97,15 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str) -> None:
-    assert refusal(text) == message
+    with pytest.raises(ConfigError) as caught:
+        documents(text, "f.yaml")
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("text", ["a: \x00", "a: \ud800", "\ufeff\ufeff: ["])
 def test_text_that_is_no_yaml_is_a_config_error(text: str) -> None:
-    assert refusal(text).startswith("f.yaml:1: ")
+    with pytest.raises(ConfigError, match=r"^1: "):
+        resources_in(text)
 
 
 def read(text: str) -> list[tuple[int, str, str, list[str]]]:
@@ -186,27 +184,94 @@ def test_every_mistake_of_a_file_is_listed() -> None:
         + "spec: {}\nnotes: x\n"
     )
     name_rule = "a name is lower-case letters, digits, '-' and '.', at most 253 characters"
-    assert refusal(text).splitlines() == [
-        f'f.yaml:4: metadata.name: "Pods": {name_rule}',
-        'f.yaml:6: spec.cidr: "10.0.0.1/16": has host bits set; the prefix around it is 10.0.0.0/16',
-        "f.yaml:8: spec.ipipMode: \"always\": must be 'Never', 'Always' or 'CrossSubnet'",
-        "f.yaml:7: spec.block_size: no such field",
-        'f.yaml:11: kind: "IPPol": no kind of projectcalico.org/v3',
-        "f.yaml:15: 1: a resource is a mapping with apiVersion, kind and metadata",
-        "f.yaml:15: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
-        'f.yaml:21: metadata.namespace: "default": Node is cluster-wide, leave the namespace out',
-        "f.yaml:28: notes: no such field",
+    with pytest.raises(ConfigError) as caught:
+        resources_in(text)
+    assert str(caught.value).splitlines() == [
+        f'4: metadata.name: "Pods": {name_rule}',
+        '6: spec.cidr: "10.0.0.1/16": has host bits set; the prefix around it is 10.0.0.0/16',
+        "8: spec.ipipMode: \"always\": must be 'Never', 'Always' or 'CrossSubnet'",
+        "7: spec.block_size: no such field; did you mean blockSize?",
+        '11: kind: "IPPol": no kind of projectcalico.org/v3; did you mean IPPool?',
+        "15: 1: a resource is a mapping with apiVersion, kind and metadata",
+        "15: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
+        '21: metadata.namespace: "default": Node is cluster-wide, leave the namespace out',
+        "28: notes: no such field",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("metadata: {name: a, label: {}}", "metadata.label: no such field; did you mean labels?"),
+        ("spec: {ingress: [{Action: Allow}]}", "spec.ingress[0].Action: no such field; did you mean action?"),
+        (
+            "spec: {egress: [{action: Deny, destination: {netz: []}}]}",
+            "spec.egress[0].destination.netz: no such field; did you mean nets?",
+        ),
+        ("spec: {ingress: [{action: Deny, zzz: 1}]}", "spec.ingress[0].zzz: no such field"),
+    ],
+)
+def test_a_field_that_is_spelled_wrong_is_answered_with_the_close_one_at_its_place(
+    path: str, hint: str
+) -> None:
+    head = "apiVersion: projectcalico.org/v3\nkind: Profile\n"
+    text = f"{head}{path}\n" if path.startswith("metadata") else f"{head}metadata: {{name: a}}\n{path}\n"
+    [(*_, mistakes)] = read(text)
+    assert hint in mistakes
+
+
+EXPORTED = """\
+apiVersion: {api}
+kind: {kind}
+metadata:
+  {names}
+  managedFields: [{{manager: kubectl}}]
+  selfLink: /apis/x
+  deletionTimestamp: "2026-11-21T04:16:27Z"
+  deletionGracePeriodSeconds: 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("api", "kind"),
+    [
+        ("projectcalico.org/v3", "GlobalNetworkSet"),
+        ("projectcalico.org/v3", "LiveMigration"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+    ],
+)
+def test_of_metadata_that_kubernetes_exported_its_servers_part_is_dropped(api: str, kind: str) -> None:
+    text = EXPORTED.format(api=api, kind=kind, names="name: a\n  generateName: a-")
+    [resource] = resources_in(text)
+    assert tree(resource.metadata) == {"name": "a", "generateName": "a-"}
+
+
+def test_no_name_is_made_of_generate_name() -> None:
+    text = EXPORTED.format(api="projectcalico.org/v3", kind="Node", names="generateName: a-")
+    assert read(text)[0][3] == ["metadata.name: is required: no name is made of generateName"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        ("", "kind: is required, and is text"),
+        ("kind: 7", "kind: 7: is required, and is text"),
+        ("kind: Secret", 'kind: "Secret": no kind of projectcalico.org/v3'),
+        ("kind: ippool", 'kind: "ippool": no kind of projectcalico.org/v3; did you mean IPPool?'),
+    ],
+)
+def test_what_is_no_kind_is_answered_with_the_close_one(kind: str, rule: str) -> None:
+    assert read(f"apiVersion: projectcalico.org/v3\n{kind}\n")[0][3] == [rule]
 
 
 def test_a_list_kind_and_a_plain_list_are_taken_apart() -> None:
     item = "{apiVersion: projectcalico.org/v3, kind: Node, metadata: {name: %s}}"
     listed = f"kind: NodeList\nitems:\n- {item % 'a'}\n- {item % 'b'}\n---\n- {item % 'c'}\n"
-    assert [resource.metadata.name for resource in load_resources(listed, "f.yaml")] == ["a", "b", "c"]
+    assert [resource.metadata.name for resource in resources_in(listed)] == ["a", "b", "c"]
 
 
 def test_nothing_in_the_file_is_no_resource() -> None:
-    assert load_resources("", "f.yaml") == load_resources("---\n# x\n---\n", "f.yaml") == []
+    assert resources_in("") == resources_in("---\n# x\n---\n") == []
 
 
 printable = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=20)
@@ -238,7 +303,7 @@ def test_what_is_dumped_reads_back_as_the_same_values(spec: object) -> None:
         }
     )
     assert isinstance(tier, Unknown)
-    assert load_resources(dump(tier), "f.yaml") == [tier]
+    assert resources_in(dump(tier)) == [tier]
 
 
 FRAGMENTS = (
@@ -252,7 +317,7 @@ fragments = st.sampled_from(FRAGMENTS.split("|"))
 @given(st.lists(fragments | st.text(max_size=5), max_size=30).map("".join))
 def test_any_text_is_resources_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):
-        load_resources(text, "f.yaml")
+        resources_in(text)
 
 
 def test_metadata_is_written_in_order() -> None:

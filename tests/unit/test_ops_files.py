@@ -92,7 +92,7 @@ def test_every_mistake_in_every_file_is_named_at_once(tmp_path: Path) -> None:
     assert refusal(worse, good, tmp_path / "none.yaml", bad).splitlines() == [
         f"{worse}:1: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
         f"{worse}:4: did not find expected node content",
-        f'{worse}:6: kind: "Nod": no kind of projectcalico.org/v3',
+        f'{worse}:6: kind: "Nod": no kind of projectcalico.org/v3; did you mean Node?',
         f"{tmp_path}/none.yaml: No such file or directory",
         f"{bad}:4: metadata.name: \"N\": a name is lower-case letters, digits, '-' and '.', at most 253 characters",
         f'{bad}:10: spec.cidr: "10.0.0.1/16": has host bits set; the prefix around it is 10.0.0.0/16',
@@ -175,25 +175,33 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{below}'] * 9)}]\n"
     for below, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-AS = "less than or equal to 4294967295"
+AS = "at most 4294967295"
 
 
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [
-        pytest.param(POOL + "  blokSize: 26\n", "7: spec.blokSize: no such field", id="unknown field"),
         pytest.param(
-            POOL + "  blockSize: [26]\n", "7: spec.blockSize: must be a valid integer", id="wrong type"
+            POOL + "  blokSize: 26\n", "7: spec.blokSize: no such field; did you mean blockSize?", id="typo"
+        ),
+        pytest.param(POOL + "  colour: red\n", "7: spec.colour: no such field", id="unknown field"),
+        pytest.param(
+            PEER + "  asNumber: 1.10\n",
+            '7: spec.asNumber: 1.1: must be a whole number; a dotted AS number is put in quotes: "1.10"',
+            id="AS as a fraction",
         ),
         pytest.param(
-            POOL + "  blockSize: '26'\n", '7: spec.blockSize: "26": must be a valid integer', id="quotes"
+            POOL + "  blockSize: [26]\n", "7: spec.blockSize: must be a whole number", id="wrong type"
         ),
         pytest.param(
-            POOL + "  blockSize: 33\n", "5: spec: blockSize 33 must be 20 to 32 for IPv4", id="block size"
+            POOL + "  blockSize: '26'\n",
+            '7: spec.blockSize: "26": must be a whole number; leave the quotes out',
+            id="quotes",
         ),
         pytest.param(
-            POOL + "  disabled: off\n", '7: spec.disabled: "off": must be a valid boolean', id="off"
+            POOL + "  blockSize: 33\n", "7: spec.blockSize: 33: must be 20 to 32 for IPv4", id="block size"
         ),
+        pytest.param(POOL + "  disabled: off\n", '7: spec.disabled: "off": must be true or false', id="off"),
         pytest.param(
             POOL.replace("0/16", "1/16"),
             '6: spec.cidr: "10.0.0.1/16": has host bits set; the prefix around it is 10.0.0.0/16',
@@ -212,7 +220,7 @@ AS = "less than or equal to 4294967295"
         ),
         pytest.param(
             PEER + "  node: a\n  nodeSelector: all()\n",
-            "5: spec: node and nodeSelector exclude each other",
+            '8: spec.nodeSelector: "all()": excludes node',
             id="node and selector",
         ),
         pytest.param(node("x" * 254), f'4: metadata.name: "{"x" * 59}…: {NAME}', id="name over the limit"),

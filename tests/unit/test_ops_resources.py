@@ -8,6 +8,7 @@ from fabric.errors import ConfigError, NotFound
 from fabric.model import kinds
 from fabric.model.base import Metadata, Resource
 from fabric.ops.resources import encode, get, key_of, listing, name_of, placed, pools
+from fabric.store.keys import RESOURCES
 from fabric.store.kv import Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put
@@ -76,6 +77,25 @@ async def test_one_that_cannot_be_read_hides_no_other_but_pools_must_all_be_know
     assert list(listed.unreadable) == [key]
     with pytest.raises(ConfigError, match="cannot be read"):
         await pools(kv)
+
+
+async def test_one_that_says_it_is_another_cannot_be_read() -> None:
+    kv = FakeEtcd()
+    pool_a, wep = "ippools/a", "workloadendpoints/blue/w"
+    ops = (
+        Put(RESOURCES + pool_a, encode(pool("10.0.0.0/24", "b"))),
+        Put(RESOURCES + wep, encode(endpoint(""))),
+    )
+    await kv.commit(Txn((), ops))
+    told: dict[str, str] = {}
+    for word in ("pools", "wep"):
+        told |= (await listing(kv, Resource, kinds.lookup(word))).unreadable
+    assert told == {
+        RESOURCES + pool_a: "says it is IPPool b, but is stored as ippools/a",
+        RESOURCES + wep: "says it is WorkloadEndpoint default/w, but is stored as workloadendpoints/blue/w",
+    }
+    with pytest.raises(ConfigError, match="IPPool a: cannot be read: says it is IPPool b"):
+        await get(kv, kinds.lookup("pools"), ["a"])
 
 
 async def test_the_ipam_configuration_is_stored_as_calico_stores_it() -> None:
