@@ -2,8 +2,8 @@
 
 The copy is read only where etcd does not answer the first listing, and is replaced whole by that listing
 when it comes: nothing of the copy outlives it. Until then the snapshot is not in sync, so nothing is
-removed, withdrawn or attached because of it; nor is it while etcd has another cluster than before, which
-does not know this node.
+removed, withdrawn or attached because of it. An etcd that has another cluster than before, which does not
+know this node, is as good as away.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from fabric.agent.snapshot import Snapshot, fold
 from fabric.agent.state import State
-from fabric.errors import ConfigError
-from fabric.model.node import Node
-from fabric.store import sync
+from fabric.errors import ConfigError, StoreError
+from fabric.store import cluster, sync
 from fabric.store.cache import Journal
 from fabric.store.keys import CALICO
 from fabric.store.kv import Changes, KeyValueStore, Listing
@@ -28,6 +28,7 @@ from fabric.store.kv import Changes, KeyValueStore, Listing
 log = structlog.get_logger()
 
 RENEW = 30.0  # seconds between two signs in the copy that it was still true
+MOST_NOTED = 10_000  # changes that may wait for the disk
 
 
 class Keeper:
@@ -35,7 +36,8 @@ class Keeper:
 
     def __init__(self, state: State, journal: Journal) -> None:
         self._state, self._journal = state, journal
-        self._noted: asyncio.Queue[Listing | Changes] = asyncio.Queue()
+        self._noted: asyncio.Queue[Listing | Changes] = asyncio.Queue(MOST_NOTED)
+        self._missed = False
 
     async def read(self) -> Snapshot | None:
         """Return the copy as a snapshot that is out of date, or None where there is none of use."""
@@ -47,7 +49,10 @@ class Keeper:
         return replace(_listed(copy.listing), lost_at=copy.as_of, copied=True) if copy else None
 
     def note(self, event: Listing | Changes) -> None:
-        self._noted.put_nowait(event)
+        try:
+            self._noted.put_nowait(event)
+        except asyncio.QueueFull:
+            self._missed = True
 
     async def run(self) -> None:
         """Write until cancelled; a disk that refuses costs the copy, and nothing else."""
@@ -73,6 +78,8 @@ class Keeper:
         return []
 
     async def _write(self, events: list[Listing | Changes]) -> None:
+        if self._missed:
+            raise OSError(f"the disk is slower than the datastore: {MOST_NOTED} changes wait for it")
         changes = [event for event in events if isinstance(event, Changes)]
         if events and isinstance(first := events[0], Listing):
             await asyncio.to_thread(self._journal.begin, first)
@@ -88,18 +95,18 @@ class Keeper:
 async def follow(state: State, kv: KeyValueStore, keeper: Keeper) -> None:
     """Fold every change into the snapshot, for ever; what cannot be read is logged once."""
     known: Mapping[str, str] = {}
-    async with aclosing(sync.follow(kv, CALICO)) as events:
+    async with aclosing(sync.follow(kv, CALICO, partial(_check, state, keeper))) as events:
         async for event in events:
             match event:
                 case Listing(revision, items):
                     keeper.note(event)
-                    state.update(snapshot=_synced(_listed(event), state))
+                    state.update(snapshot=_synced(_listed(event)))
                     log.info("datastore in sync", revision=revision, keys=len(items))
                 case Changes():
                     keeper.note(event)
                     if state.snapshot.lost:
                         log.info("datastore in sync again", revision=event.revision)
-                    state.update(snapshot=_synced(fold(state.snapshot, event), state))
+                    state.update(snapshot=_synced(fold(state.snapshot, event)))
                 case sync.Lost(reason):
                     log.warning("datastore lost; forwarding goes on as it is", error=reason)
                     lost = await _lost(state.snapshot, keeper)
@@ -111,22 +118,25 @@ def _listed(listing: Listing) -> Snapshot:
     return fold(Snapshot(), Changes(listing.revision, puts=listing.items))
 
 
-def _synced(now: Snapshot, state: State) -> Snapshot:
-    """Return `now` as etcd has it; what another cluster lacks is no reason to take anything away.
+def _synced(now: Snapshot) -> Snapshot:
+    return replace(now, in_sync=True, lost="", lost_at=0.0, copied=False)
 
-    Unless that cluster knows this node: then it has joined there.
+
+async def _check(state: State, keeper: Keeper, heard: Listing | Changes) -> None:
+    """What another cluster lacks is no reason to take anything away, so to have one is to have no etcd.
+
+    Raises:
+        StoreError: etcd has another cluster than before, and that one does not know this node.
     """
-    before = state.snapshot
-    home = before.home or before.cluster
-    if now.cluster == home or now.get(Node, state.node):
-        home = ""
-    if home and not before.home:
-        log.error(
-            "etcd has another cluster, which does not know this node; all stays as it is",
-            known=home,
-            found=now.cluster,
-        )
-    return replace(now, in_sync=True, lost="", lost_at=0.0, copied=False, home=home)
+    match heard:
+        case Changes(deletes=deletes) if cluster.INFORMATION in deletes:
+            raise StoreError(f"{cluster.INFORMATION} was deleted")  # and what else? The listing will tell.
+        case Listing(items=items) if not cluster.knows(items, state.node):
+            known = state.snapshot if state.snapshot.revision else await keeper.read()
+            if known and (why := cluster.strangeness(items, state.node, known.cluster)):
+                raise StoreError(
+                    f"{why}; restore etcd's data, or run `fabricctl node join` to begin anew there"
+                )
 
 
 async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:

@@ -183,26 +183,41 @@ def _freed(view: View, handle: str, asked: Address | None, at: datetime) -> tupl
 def _assign(
     snapshot: Snapshot, view: View, request: Request, handle: str, stamp: Stamp
 ) -> tuple[Assignment, ...]:
-    """One address of each family that a pool serves here; the one asked for, where it was."""
+    """One address of each family that a pool serves here; where one was asked for by itself, that alone."""
     secondary = {
         "node": view.node,
         "namespace": request.namespace,
         "workload": request.name,
         "timestamp": stamp.now.strftime("%Y-%m-%d %H:%M:%S.%f +0000 UTC"),
     }
-    demand = Demand(
-        Owner(handle, secondary),
-        namespace_labels=snapshot.namespace_labels(request.namespace),
-        pools=request.pools,
-    )
+    demand = _demand(snapshot, request, Owner(handle, secondary))
     asked = request.address
     made = [assign.exact(view, asked, demand, stamp.now)] if asked else []
     versions = [
-        v for v in (4, 6) if v != (asked and asked.version) and assign.candidate_pools(view, v, demand)
+        v
+        for v in (4, 6)
+        if not asked or (request.pools and v != asked.version)
+        if assign.candidate_pools(view, v, demand)
     ]
     if not made and not versions:
         versions = [4]  # which says why no pool serves this node
     return (*made, *(assign.automatic(view, version, demand, stamp.now) for version in versions))
+
+
+def warnings(snapshot: Snapshot, node: str, request: Request, endpoint: WorkloadEndpoint) -> tuple[str, ...]:
+    """Return why `endpoint`, as it was attached for `request`, lacks a family that has pools."""
+    if request.address or request.pools:
+        return ()  # which is what was asked for
+    given = {prefix.version for prefix in endpoint.spec.ip_networks}
+    lacking = {pool.spec.cidr.version for pool in snapshot.all(IPPool)} - given
+    if not lacking:
+        return ()
+    view, demand = snapshot.view(node), _demand(snapshot, request, Owner(None))
+    return tuple(filter(None, (assign.passed_over(view, version, demand) for version in sorted(lacking))))
+
+
+def _demand(snapshot: Snapshot, request: Request, owner: Owner) -> Demand:
+    return Demand(owner, namespace_labels=snapshot.namespace_labels(request.namespace), pools=request.pools)
 
 
 def detach(view: View, endpoint: WorkloadEndpoint, at: datetime) -> Decided:

@@ -25,16 +25,17 @@ from fabric import config as configuration
 from fabric import logs
 from fabric.agent import datastore, ribs, server, upkeep
 from fabric.agent.datastore import Keeper
+from fabric.agent.host import read_host
 from fabric.agent.loop import SpeakerLink, pass_loop
 from fabric.agent.passes import Passes
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
-from fabric.config import CACHE, NODE_ID, SPEAKER_SOCKET
+from fabric.config import CACHE, SPEAKER_SOCKET
 from fabric.errors import ConfigError, FabricError, SpeakerError
 from fabric.kernel import monitor
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
-from fabric.store.cache import Journal, Origin
+from fabric.store import cache
 from fabric.store.etcd import connect
 
 log = structlog.get_logger()
@@ -49,13 +50,14 @@ async def run(config: configuration.Config) -> None:
         raise ConfigError(
             f"{configuration.CONFIG}: names no node; nothing was started; run `fabricctl node join`"
         )
-    state = State(config.node)
-    kv = connect(config)
     with NetlinkFib() as fib:
+        # First: the MTU of a link is given when it is made, and an attach may come before the first pass.
+        state = State(config.node, host=await read_host(fib))
         passes = Passes(NetlinkLinks(), fib)
         link = SpeakerLink()
         drift = asyncio.Event()
-        keeper = Keeper(state, Journal(CACHE, _origin(config)))
+        kv = connect(config)
+        keeper = Keeper(state, cache.own(CACHE, config))
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(keeper.run())
@@ -67,11 +69,6 @@ async def run(config: configuration.Config) -> None:
                 tasks.create_task(server.serve(state, Workloads(state, kv, passes), passes))
         finally:
             await kv.close()
-
-
-def _origin(config: configuration.Config) -> Origin:
-    node_id = NODE_ID.read_text(encoding="utf-8").strip() if NODE_ID.exists() else ""
-    return Origin(config.node, node_id, config.etcd)
 
 
 async def _follow_speaker(state: State, link: SpeakerLink) -> None:

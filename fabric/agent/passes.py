@@ -1,8 +1,8 @@
 """Bring this node's kernel to what is desired: one planner and one apply for attach, period and restart.
 
-Passes never overlap, and a long one lets others in between a few of its links, so that an attach does not wait
-for it. What the kernel holds is remembered between read-backs, so that an attach costs what it changes; a
-read-back (every 90 s or so, or after a netlink event) finds drift.
+Passes never overlap, and a long one lets others in between a few of its links or many of its routes, so that an
+attach does not wait for it. What the kernel holds is remembered between read-backs, so that an attach costs what it
+changes; a read-back (every 90 s or so, or after a netlink event) finds drift.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Op: TypeAlias = links.Op | routes.Op
 log = structlog.get_logger()
 
 AT_ONCE = 16  # links changed before whoever waits has a turn
+ROUTES_AT_ONCE = 2000  # the same for routes; each turn plans anew, which costs as much as some 100 of them
 GIVE_WAY = 0.2  # seconds that a whole pass waits, at most, before each of its turns
 
 
@@ -125,7 +126,10 @@ class Passes:
                 route_ops = routes.plan(
                     desired.routes, self._routes, in_sync=in_sync, scope=scope.prefixes if scope else None
                 )
-                return outcome.then(await self._change_routes(route_ops))
+                due_routes = [op for op in route_ops if op not in outcome.refused]
+                outcome = outcome.then(await self._change_routes(due_routes[:ROUTES_AT_ONCE]))
+                if len(due_routes) <= ROUTES_AT_ONCE:
+                    return outcome
 
     async def _give_way(self) -> None:
         """Let those go first that somebody waits for. Else it would do their work, and answer none of them."""

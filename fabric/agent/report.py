@@ -53,12 +53,6 @@ def status(state: State) -> Json:
 
 
 def _absence(state: State) -> list[str]:
-    if home := state.snapshot.home:
-        why = (
-            f"etcd has cluster {state.snapshot.cluster or '(none)'}, which does not know this node, and had {home} "
-            "before: all stays as it is; restore etcd's data, or run `fabricctl node join` to begin anew there"
-        )
-        return [why]
     if state.registered or not state.snapshot.whole:
         return []
     why = (

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from fabric.agent import endpoint as endpoints
 from fabric.agent import metrics, report
 from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
@@ -58,8 +59,10 @@ def application(state: State, workloads: Workloads, passes: Passes) -> web.Appli
         return handler
 
     async def attach(request: web.Request) -> web.Response:
-        endpoint = await workloads.attach(_attach_request(await _body(request)))
-        return web.json_response(report.workload(endpoint))
+        asked = _attach_request(await _body(request))
+        endpoint = await workloads.attach(asked)
+        warnings = endpoints.warnings(state.snapshot, state.node, asked, endpoint)
+        return web.json_response({**report.workload(endpoint), "warnings": warnings})
 
     async def detach(request: web.Request) -> web.Response:
         endpoint = await workloads.detach(request.match_info["namespace"], request.match_info["name"])

@@ -38,6 +38,7 @@ from fabric.store.kv import Changes, KeyValue, Put, Txn
 R = TypeVar("R", bound=Resource)
 
 _PLURAL: Mapping[type[Resource], str] = {kind.cls: kind.plural for kind in kinds.KINDS}
+_PLURALS = frozenset(_PLURAL.values())
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Snapshot:
     `resources` are by the plural of their kind. `seen` has the newest revision of each key, `deleted` that of
     each key removed since: it is forgotten once the watch has passed it. `lost` says why the watch is broken,
     "" while it is not; the rest then stands as it was at `lost_at`, seconds of the Unix epoch. `copied` says
-    that it was not read from etcd but from this node's copy on disk. `home` is the cluster that this node is
-    of, where etcd has by now another one that does not know it: made anew, or reached by mistake.
+    that it was not read from etcd but from this node's copy on disk.
     """
 
     revision: int = 0
@@ -64,7 +64,6 @@ class Snapshot:
     lost: str = ""
     lost_at: float = 0.0
     copied: bool = False
-    home: str = ""
     seen: Mapping[str, int] = field(default_factory=dict)
     deleted: Mapping[str, int] = field(default_factory=dict)
     resources: Mapping[str, Mapping[keys.ResourceKey, Stored]] = field(default_factory=dict)
@@ -150,7 +149,7 @@ class Snapshot:
     @property
     def whole(self) -> bool:
         """Whether what is not in it is not wanted; else nothing may be removed for the lack of it."""
-        return self.in_sync and not self.locked and not self.home
+        return self.in_sync and not self.locked
 
     def bgp_configuration(self) -> BGPConfiguration | None:
         return self.get(BGPConfiguration, "default")
@@ -244,6 +243,8 @@ class _Edit:
                 self._handles[handle] = ipam_records.handle_from_json(item.value, item.revision)
             case None if item.key == keys.IPAM_CONFIG:
                 self._ipam_config = ipam_config.from_json(item.value)
+            case None if keys.is_garbled(item.key, _PLURALS):
+                raise ConfigError("not a key of Calico's; it was left alone")
 
     def delete(self, key: str, revision: int) -> None:
         self._forget(key)

@@ -76,7 +76,7 @@ async def _commit(state: State, kv: KeyValueStore, txn: Txn) -> bool:
     try:
         revision = await kv.commit(Txn(guards, txn.ops))
     except Conflict as err:
-        log.info("address upkeep lost a race; it is decided again", error=str(err))
+        log.debug("address upkeep lost a race; it is decided again", error=str(err))
         return False
     state.update(snapshot=fold(state.snapshot, written(txn, revision), watched=False))
     return True

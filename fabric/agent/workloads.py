@@ -90,27 +90,25 @@ class Workloads:
 
         Raises:
             NotFound: no such workload on this node.
-            NotInSync: the datastore is locked; nothing was removed.
+            NotInSync: the datastore is not in sync, or locked; nothing was removed.
             StoreError: etcd did not answer; the message says whether that is known to have changed nothing.
         """
         removal = Removal(name, namespace)
-        self._refuse_locked(f"{removal}: nothing was removed")
+        self._require_sync(removal)
         return (await self._store.ask(removal)).endpoint
 
-    def _require_sync(self, request: Request) -> None:
-        self._refuse_locked(f"{request}: nothing was attached")
-        if not self._state.snapshot.in_sync:
-            why = self._state.snapshot.lost or "the first listing has not ended"
+    def _require_sync(self, question: Question) -> None:
+        snapshot = self._state.snapshot
+        if not snapshot.in_sync:
+            why = snapshot.lost or "the first listing has not ended"
             raise NotInSync(
-                f"{request}: the datastore is not in sync on node {self._state.node} ({why}); nothing was attached; "
+                f"{question}: the datastore is not in sync on node {self._state.node} ({why}); {_unchanged(question)}; "
                 "try again when `fabricctl node status` is ready"
             )
-
-    def _refuse_locked(self, what: str) -> None:
-        if self._state.snapshot.locked:
+        if snapshot.locked:
             raise NotInSync(
-                f"{what}: the datastore is locked for a migration (ClusterInformation default: datastoreReady is "
-                "false); try again when it is unlocked"
+                f"{question}: the datastore is locked for a migration (ClusterInformation default: datastoreReady is "
+                f"false); {_unchanged(question)}; try again when it is unlocked"
             )
 
     async def _decide(self, waiting: Sequence[Asking]) -> None:
@@ -155,7 +153,7 @@ class Workloads:
                 await self._commit(batch.txn)
                 return made
             except Conflict as err:
-                log.info("lost a race", workloads=len(asking), error=str(err))
+                log.debug("lost a race", workloads=len(asking), error=str(err))
                 await self._catch_up(batch.txn)
                 asking = asking if attempt + 1 < TOGETHER else asking[:1]
             except StoreError as err:
@@ -197,7 +195,7 @@ class Workloads:
             async with asyncio.timeout(CATCH_UP):
                 await self._state.until(shown)
         except TimeoutError:
-            log.info("the watch has not shown who won", revision=self._state.snapshot.revision)
+            log.debug("the watch has not shown who won", revision=self._state.snapshot.revision)
 
     async def _bring_in(self, waiting: Sequence[Asked[WorkloadEndpoint, DataplaneError | None]]) -> None:
         """Run one pass for those at the head of the queue; answer each with the first refusal that is its own."""

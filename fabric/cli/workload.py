@@ -19,7 +19,12 @@ from fabric.cli.options import Labels, Namespace, Output, pairs, without_dashes
 from fabric.cli.output import Format
 from fabric.errors import ConfigError, FabricError, NotFound
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Attach containers and namespaces of this node.\n\nExample: fabricctl workload list",
+)
 
 RUN = "--run"
 NAMED = Path("/run/netns")
@@ -84,6 +89,8 @@ def add(
 
 def _attach(request: dict[str, Any], netns: Path) -> dict[str, Any]:
     answer: dict[str, Any] = client.call("POST", "/v1/workloads", request | {"netns": str(netns)})
+    for warning in answer["warnings"]:
+        output.note(f"warning: workload {answer['namespace']}/{answer['name']}: {warning}")
     return answer
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from ipaddress import collapse_addresses, ip_network
+from math import ceil
 from typing import Literal
 
 from fabric.errors import ConfigError, Exhausted, NotFound, Taken
@@ -26,6 +27,7 @@ from fabric.ipam.view import Change, Stored, View
 from fabric.model.ippool import IPPool
 from policy import selector
 
+_SEE_POOLS = "; see `fabricctl get ippools -o yaml`"
 RECLAIM_AFTER = timedelta(seconds=60)  # an empty block of another node may be one it has just claimed
 
 
@@ -67,24 +69,25 @@ def automatic(view: View, version: int, demand: Demand, at: datetime) -> Assignm
     """
     pools = candidate_pools(view, version, demand)
     if not pools:
-        raise ConfigError(_no_pool(view, version, demand))
+        raise ConfigError(f"{_no_pool(view, version, demand)}; nothing was allocated{_SEE_POOLS}")
     for stored in _affine(view, pools):
         # The claim's records may be left half-way by Calico's agent or by a crash: they are put right on the way.
         block = blocks.cooled(stored.block, at, view.config.cooldown)
         if blocks.usable(block, view.reserved) is not None:
             return _assigned(view, stored, block, demand)
     # The rest is as strict as Calico is: at the limit, and without automatic claims, nothing is borrowed.
-    _refuse_at_limit(view, version, pools)
+    _refuse_at_limit(view, version, pools, at)
     if not view.config.auto_allocate:
         raise Exhausted(
-            f"{_full(view, pools)}, and auto_allocate_blocks is off; nothing was allocated; turn it on with "
-            "`fabricctl ipam configure`, or remove workloads"
+            f"{_full(view, pools, at)}, and auto_allocate_blocks is off; nothing was allocated; turn it on with "
+            '`fabricctl patch ipamconfiguration default -p \'{"spec": {"autoAllocateBlocks": true}}\'`, or '
+            "remove workloads"
         )
     if found := _unclaimed(view, pools) or _reclaimable(view, pools, at):
         return _claimed(view, pools, found, demand, at)
     if view.config.strict_affinity:
         raise Exhausted(
-            f"{_full(view, pools)}, no block is left to claim, and strict affinity forbids to borrow; nothing was "
+            f"{_full(view, pools, at)}, no block is left to claim, and strict affinity forbids to borrow; nothing was "
             "allocated; add a pool or remove workloads"
         )
     for stored in _all_blocks(view, pools):
@@ -92,7 +95,7 @@ def automatic(view: View, version: int, demand: Demand, at: datetime) -> Assignm
         if blocks.usable(block, view.reserved) is not None:
             return _assigned(view, stored, block, demand)
     raise Exhausted(
-        f"{_full(view, pools)}, no block is left to claim and no other has a free address; nothing was allocated; "
+        f"{_full(view, pools, at)}, no block is left to claim and no other has a free address; nothing was allocated; "
         "add a pool or remove workloads"
     )
 
@@ -201,6 +204,19 @@ def candidate_pools(view: View, version: int, demand: Demand) -> tuple[IPPool, .
     )
 
 
+def passed_over(view: View, version: int, demand: Demand) -> str:
+    """Return why no address of family `version` came where there are pools for that use; "" where there are none."""
+    meant = any(
+        p.spec.cidr.version == version
+        and p.spec.assignment_mode == "Automatic"
+        and demand.use in p.spec.allowed_uses
+        for p in view.pools
+    )
+    if not meant or candidate_pools(view, version, demand):
+        return ""
+    return f"no IPv{version} address: {_no_pool(view, version, demand)}{_SEE_POOLS}"
+
+
 def selects(pool: IPPool, labels: Mapping[str, str]) -> bool:
     """Whether `pool` is one for nodes with `labels`."""
     return selector.parse(pool.spec.node_selector).matches(labels)
@@ -256,13 +272,14 @@ def _of_node(view: View) -> list[Stored]:
     return sorted(own, key=lambda stored: order(stored.block.prefix))
 
 
-def _refuse_at_limit(view: View, version: int, pools: Sequence[IPPool]) -> None:
+def _refuse_at_limit(view: View, version: int, pools: Sequence[IPPool], at: datetime) -> None:
     limit, count = view.config.max_blocks or DEFAULT_MAX_BLOCKS, len(_affine(view, pools))
     if count >= limit:
         raise Exhausted(
-            f"node {view.node}: its {count} IPv{version} blocks in {_named(pools)} are full, and {limit} is the most a "
-            "node may own (maxBlocksPerHost; at the limit nothing is borrowed either); nothing was allocated; raise it "
-            "with `fabricctl ipam configure --max-blocks-per-host`, or remove workloads"
+            f"node {view.node}: its {count} IPv{version} blocks in {_named(pools)} are full"
+            f"{_resting(view, pools, at)}, and {limit} is the most a node may own (maxBlocksPerHost; at the limit "
+            "nothing is borrowed either); nothing was allocated; raise it with `fabricctl ipam configure "
+            "--max-blocks-per-host`, or remove workloads"
         )
 
 
@@ -395,17 +412,34 @@ def _no_pool(view: View, version: int, demand: Demand) -> str:
     if demand.pools:
         return (
             f"node {view.node}: none of the pools asked for ({', '.join(demand.pools)}) has IPv{version} addresses for "
-            f"{demand.use}; nothing was allocated"
+            f"{demand.use}"
         )
     return (
         f"node {view.node}: no IPv{version} pool may serve it (enabled, automatic, for {demand.use}, nodeSelector and "
-        "namespaceSelector matching); nothing was allocated; see `fabricctl get ippools -o yaml`"
+        "namespaceSelector matching)"
     )
 
 
-def _full(view: View, pools: Sequence[IPPool]) -> str:
+def _full(view: View, pools: Sequence[IPPool], at: datetime) -> str:
     kept = " (reserved addresses left out)" if view.reserved else ""
-    return f"node {view.node}: no address left in {_named(pools)}: its own blocks are full{kept}"
+    return (
+        f"node {view.node}: no address left in {_named(pools)}: its own blocks are full{kept}"
+        f"{_resting(view, pools, at)}"
+    )
+
+
+def _resting(view: View, pools: Sequence[IPPool], at: datetime) -> str:
+    """Say how many addresses of these pools only wait for their cooldown to end: then they serve again."""
+    cooldown = timedelta(seconds=view.config.cooldown)
+    left = [
+        owner.released_at + cooldown - at
+        for stored in _all_blocks(view, pools)
+        for owner in stored.block.owners
+        if owner and owner.released_at
+    ]
+    if not left:
+        return ""
+    return f" (released and still in cooldown: {len(left)}, for {ceil(max(left).total_seconds())} s at most)"
 
 
 def _named(pools: Sequence[IPPool]) -> str:

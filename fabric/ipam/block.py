@@ -12,12 +12,20 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_network
 from typing import Any
 
 from fabric.errors import ConfigError, Exhausted, NotFound, Taken
+from fabric.ipam import records
 from fabric.ipam.types import Address, Prefix
 
+MAX_DIGITS = 20  # of an ordinal in JSON
+_WORDS: Mapping[type, str] = {
+    str: "a text",
+    list: "a list",
+    int: "a whole number",
+    dict: "an object",
+    bool: "true or false",
+}
 _KNOWN: Mapping[str, type] = {
     "cidr": str,
     "affinity": str,
@@ -253,9 +261,7 @@ def to_json(block: Block) -> str:
     attributes = {id(owner): owner for owner in block.owners if owner is not None}
     index = {key: number for number, key in enumerate(attributes)}
     allocations = [None if owner is None else index[id(owner)] for owner in block.owners]
-    document: dict[str, Any] = {"cidr": str(block.prefix)}
-    if block.affinity:
-        document["affinity"] = block.affinity
+    document: dict[str, Any] = {"cidr": str(block.prefix), "affinity": block.affinity}
     if block.claimed_at:
         document["affinity_claim_time"] = block.claimed_at
     document |= {
@@ -275,27 +281,32 @@ def from_json(text: str) -> Block:
     Raises:
         ConfigError: it is no block of Calico's; the message says which part is wrong.
     """
-    try:
-        document = _shaped(json.loads(text), _KNOWN)
-        _integers([i for i in document["allocations"] if i is not None], "allocations")
-        _integers(document["unallocated"], "unallocated")
-        _integers((document.get("sequenceNumberForAllocation") or {}).values(), "sequenceNumberForAllocation")
-        owners_by_index = [_owner(attribute) for attribute in document.get("attributes") or []]
-        block = Block(
-            prefix=ip_network(document["cidr"]),
-            affinity=document.get("affinity") or None,
-            claimed_at=document.get("affinity_claim_time") or "",
-            owners=tuple(None if i is None else owners_by_index[i] for i in document["allocations"]),
-            free=tuple(document["unallocated"]),
-            sequence=document.get("sequenceNumber") or 0,
-            sequences={int(i): n for i, n in (document.get("sequenceNumberForAllocation") or {}).items()},
-            deleted=bool(document.get("deleted")),
-            rest={key: value for key, value in document.items() if key not in _KNOWN},
-        )
-        # A free address that is held, or is none of the block's, would be given out a second time.
-        wrong = [i for i in block.free if not 0 <= i < len(block.owners) or block.owners[i]]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as err:
-        raise ConfigError(f"stored block: not readable ({type(err).__name__}: {err})") from err
+    document = _shaped(records.read_object("block", text), _KNOWN)
+    for key in ("cidr", "allocations", "unallocated"):
+        if document.get(key) is None:
+            raise ConfigError(f"stored block: {key}: expected {_WORDS[_KNOWN[key]]}, found none")
+    allocations, free = document["allocations"], document["unallocated"]
+    sequences = document.get("sequenceNumberForAllocation") or {}
+    _counts(free, "unallocated")
+    _counts(sequences.values(), "sequenceNumberForAllocation")
+    owners = [_owner(attribute, i) for i, attribute in enumerate(document.get("attributes") or [])]
+    held = [i for i in allocations if i is not None]
+    _counts(held, "allocations")
+    if max(held, default=-1) >= len(owners):
+        raise ConfigError(f"stored block: allocations: {max(held)} is none of the {len(owners)} attributes")
+    block = Block(
+        prefix=records.read_prefix("block", "cidr", document["cidr"]),
+        affinity=document.get("affinity") or None,
+        claimed_at=document.get("affinity_claim_time") or "",
+        owners=tuple(None if i is None else owners[i] for i in allocations),
+        free=tuple(free),
+        sequence=document.get("sequenceNumber") or 0,
+        sequences={_ordinal(i): n for i, n in sequences.items()},
+        deleted=bool(document.get("deleted")),
+        rest={key: value for key, value in document.items() if key not in _KNOWN},
+    )
+    # A free address that is held, or is none of the block's, would be given out a second time.
+    wrong = [i for i in block.free if not 0 <= i < len(block.owners) or block.owners[i]]
     if len(block.owners) != block.prefix.num_addresses:
         raise ConfigError(
             f"stored block {block.prefix}: {len(block.owners)} allocations for {block.prefix.num_addresses} addresses"
@@ -307,29 +318,46 @@ def from_json(text: str) -> Block:
     return block
 
 
-def _shaped(document: Any, known: Mapping[str, type]) -> Mapping[str, Any]:
+def _shaped(document: Mapping[str, Any], known: Mapping[str, type], where: str = "") -> Mapping[str, Any]:
     """Return `document` where every field that is known and given has its type; decisions rely on it."""
     for key, kind in known.items():
         if (value := document.get(key)) is not None and type(value) is not kind:
-            raise TypeError(f"{key} is {type(value).__name__}, not {kind.__name__}")
-    return document  # type: ignore[no-any-return]
+            raise records.unexpected("block", where + key, _WORDS[kind], value)
+    return document
 
 
-def _integers(values: Iterable[object], what: str) -> None:
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise TypeError(f"{what} has something else than numbers from 0")
+def _counts(values: Iterable[object], where: str) -> None:
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise records.unexpected("block", where, "numbers from 0 on", value)
 
 
-def _owner(attribute: Mapping[str, Any]) -> Owner:
-    attribute = _shaped(attribute, _KNOWN_OF_OWNER)
+def _ordinal(text: str) -> int:
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise records.unexpected("block", "sequenceNumberForAllocation", "ordinals", text)
+    return int(text)
+
+
+def _owner(attribute: Any, index: int) -> Owner:
+    where = f"attributes[{index}]"
+    if type(attribute) is not dict:
+        raise records.unexpected("block", where, "an object", attribute)
+    _shaped(attribute, _KNOWN_OF_OWNER, f"{where}.")
     released = attribute.get("releasedAt")
     return Owner(
         handle=attribute.get("handle_id"),
         secondary=attribute.get("secondary") or {},
         alternate=attribute.get("alternateOwnerAttrs") or {},
-        released_at=datetime.fromisoformat(released).astimezone(UTC) if released else None,
+        released_at=_moment(released, f"{where}.releasedAt") if released else None,
         rest={key: value for key, value in attribute.items() if key not in _KNOWN_OF_OWNER},
     )
+
+
+def _moment(text: str, where: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as err:
+        raise records.unexpected("block", where, "a time like 2026-01-31T12:00:00Z", text) from err
 
 
 def _attribute(owner: Owner) -> dict[str, Any]:

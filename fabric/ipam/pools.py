@@ -28,7 +28,7 @@ def refusals(
 
     Args:
         view: of any node; its pools, blocks and affinities count.
-        hosts: prefixes of hosts' interfaces, such as ("eth0 of node n1", 192.0.2.0/24).
+        hosts: prefixes of hosts' interfaces, such as ("interface eth0 of node n1", 192.0.2.0/24).
     """
     stored = {pool.metadata.name: pool for pool in view.pools}
     standing = {**stored, **{pool.metadata.name: pool for pool in wanted}}
@@ -55,7 +55,7 @@ def _overlapping(pool: IPPool, others: Sequence[IPPool]) -> list[str]:
 
 def _over_hosts(pool: IPPool, hosts: Sequence[HostPrefix]) -> list[str]:
     return [
-        f"cidr {pool.spec.cidr} overlaps the subnet {prefix} of interface {interface}: a container could get the "
+        f"cidr {pool.spec.cidr} overlaps the subnet {prefix} of {interface}: a container could get the "
         "address of a host"
         for interface, prefix in hosts
         if prefix.overlaps(pool.spec.cidr)

@@ -14,6 +14,7 @@ from typing import Any
 from fabric.errors import ConfigError
 from fabric.ipam.types import Prefix
 
+MAX_SHOWN = 60  # characters of a wrong value
 AFFINITY_CONFIRMED = '{"state":"confirmed","deleted":false}'
 
 
@@ -55,10 +56,14 @@ def handle_from_json(text: str, revision: int) -> Handle:
         ConfigError: it is no handle of Calico's.
     """
     document = read_object("handle", text)
-    try:
-        counts = {ip_network(prefix): int(count) for prefix, count in (document.get("block") or {}).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError) as err:
-        raise ConfigError(f"stored handle: not readable: {err}") from err
+    found = document.get("block") or {}
+    if type(found) is not dict:
+        raise unexpected("handle", "block", "an object", found)
+    counts = {}
+    for prefix, count in found.items():
+        if type(count) is not int:
+            raise unexpected("handle", f"block: {prefix}", "a whole number", count)
+        counts[read_prefix("handle", "block", prefix)] = count
     return Handle({} if document.get("deleted") else counts, revision)
 
 
@@ -77,7 +82,42 @@ def read_object(what: str, text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as err:
-        raise ConfigError(f"stored {what}: not readable: {err}") from err
+        raise ConfigError(f"stored {what}: {why_not_json(err)}") from err
     if not isinstance(document, dict):
-        raise ConfigError(f"stored {what}: not readable: a JSON object is wanted")
+        raise ConfigError(f"stored {what}: expected a JSON object, found {_shown(document)}")
     return document
+
+
+def read_prefix(what: str, path: str, text: str) -> Prefix:
+    """Return the prefix that `text` is.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return ip_network(text)
+    except ValueError as err:
+        raise unexpected(what, path, "a prefix without host bits", text) from err
+
+
+def unexpected(what: str, path: str, wanted: str, found: object) -> ConfigError:
+    """Return the error of a stored `what` that has `found` at `path`, where `wanted` should be."""
+    return ConfigError(f"stored {what}: {path}: expected {wanted}, found {_shown(found)}")
+
+
+def why_not_json(err: ValueError | RecursionError) -> str:
+    """Return what `json.loads` stumbled over, and where."""
+    if isinstance(err, json.JSONDecodeError):
+        return f"not JSON from line {err.lineno}, column {err.colno} on"
+    return "JSON nested too deep" if isinstance(err, RecursionError) else "a number is too long"
+
+
+def _shown(found: object) -> str:
+    match found:
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case _:
+            text = json.dumps(found)
+            return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -15,6 +15,7 @@ from typing import Any
 from fabric.errors import ConfigError
 from fabric.ipam.audit import LEAKED, LEFTOVER_HANDLE, MENDABLE, Audit, Finding, Key
 from fabric.ipam.inventory import Allocation, State
+from fabric.ipam.records import why_not_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +101,36 @@ def parse(text: str, where: str) -> Report:
     Raises:
         ConfigError: it is no report.
     """
+    faults = set()
+    at = "the whole"
     try:
         found = json.loads(text)
-        faults = {
-            Key(LEAKED, str(ip_address(a["ip"])), a.get("handle") or "", int(a.get("sequenceNumber") or 0))
-            for of_address in found["allocations"].values()
-            for a in of_address
-            if not a["inUse"] and not a.get("coolingDown")
-        }
+        for address, of_address in found["allocations"].items():
+            at = f"allocations: {address}"
+            faults |= {
+                Key(
+                    LEAKED, str(ip_address(a["ip"])), a.get("handle") or "", int(a.get("sequenceNumber") or 0)
+                )
+                for a in of_address
+                if not a["inUse"] and not a.get("coolingDown")
+            }
+        at = "leakedHandles"
         # calicoctl of before 2023 gave the names alone, which do not say that nothing was written since.
         for handle in found.get("leakedHandles") or ():
             if isinstance(handle, dict):
                 name = str(handle["ID"])
                 faults.add(Key(LEFTOVER_HANDLE, f"handle {name}", name, int(handle["Revision"])))
+        at = "findings"
         for f in found.get("findings") or ():
             key = Key(str(f["id"]), str(f["object"]), str(f["handle"]), int(f["version"]))
             if key.id in MENDABLE:
                 faults.add(key)
+        at = "the whole"
         return Report(str(found["clusterGUID"]), frozenset(faults))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as err:
-        raise ConfigError(
-            f"{where}: no report of `ipam check` ({type(err).__name__}: {err}); nothing was changed"
-        ) from err
+    except (json.JSONDecodeError, RecursionError) as err:
+        why = why_not_json(err)
+    except KeyError as err:
+        why = f"{at}: {err.args[0]} is missing"
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        why = f"{at}: not as `ipam check -o` writes it"
+    raise ConfigError(f"{where}: no report of `ipam check` ({why}); nothing was changed")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fabric import config as configuration
 from fabric.api import client
 from fabric.config import Config
-from fabric.errors import AgentError, ConfigError, Conflict, DataplaneError, FabricError, StoreError
+from fabric.errors import AgentError, ConfigError, Conflict, DataplaneError, FabricError, StoreError, Taken
 from fabric.ipam import assign
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
@@ -31,7 +32,8 @@ from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import resources, supervise
 from fabric.ops.join import ID_ANNOTATION
 from fabric.plan.endpoints import is_handle_of
-from fabric.store import ipam, keys
+from fabric.store import cache, cluster, ipam, keys
+from fabric.store.cache import Journal
 from fabric.store.kv import Delete, KeyValueStore, Txn
 
 ATTEMPTS = 10  # rounds without progress, each on a listing of its own
@@ -51,9 +53,11 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     """Undo `node join`.
 
     Raises:
-        ConfigError: the host has workloads; nothing was changed.
+        ConfigError: the host has workloads, or etcd another cluster; nothing was changed.
+        Taken: the Node of this name is another host's; nothing was changed.
         StoreError: etcd did not answer; what was not done yet is done by running it again.
     """
+    await refuse_elsewhere(cache.own(configuration.CACHE, config), kv)
     await _refuse_with_workloads(config.node, kv, "nothing was changed")
     # The Node first: without it the agent attaches nothing more; and what it attached just before is seen.
     lines = await _forget(config.node, kv)
@@ -67,6 +71,35 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     for path in (configuration.CACHE, configuration.NODE_ID, configuration.CONFIG):
         path.unlink(missing_ok=True)
     return Left(tuple(lines))
+
+
+async def refuse_elsewhere(journal: Journal, kv: KeyValueStore) -> None:
+    """Refuse to leave where this host has not joined: it would take from others, and cut off its own workloads.
+
+    `journal` is this host's; without a copy that can be read, which cluster it joined is not known.
+
+    Raises:
+        ConfigError: etcd has another cluster than the one this host joined, and that does not know it.
+        Taken: the Node of this name is another host's.
+    """
+    node, node_id = journal.origin.node, journal.origin.node_id
+    mine = await kv.get(keys.ResourceKey("nodes", None, node).path)
+    information = await kv.get(cluster.INFORMATION)
+    home = theirs = ""
+    with suppress(ConfigError):  # a copy that cannot be read says nothing
+        home = cluster.identity(copy.listing.items) if (copy := journal.read()) else ""
+    if why := cluster.strangeness(filter(None, (information, mine)), node, home):
+        raise ConfigError(
+            f"node {node}: {why}; nothing was changed; restore etcd's data, or run `fabricctl node join` to begin anew "
+            "there, and leave again"
+        )
+    with suppress(ConfigError):  # nor does a Node
+        theirs = resources.decode(mine).metadata.annotations.get(ID_ANNOTATION, "") if mine else ""
+    if theirs not in ("", node_id):
+        raise Taken(
+            f"Node {node}: of the host with id {theirs}, this host has id {node_id or '(none)'}; nothing was changed; "
+            "is the right etcd configured?"
+        )
 
 
 async def _refuse_with_workloads(node: str, kv: KeyValueStore, state: str) -> None:

@@ -63,12 +63,17 @@ def joined(config: Config) -> Config:
 
 
 def wait_working(process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
-    """Return the agent's status once it is ready, or works from its copy of the datastore.
+    """Return the agent's status once it is ready, or does what it last read of a datastore that is away or locked.
 
     Raises:
-        FabricError: it does neither; the message has the last lines of its log.
+        FabricError: it does none of these; the message has the last lines of its log.
     """
-    return _wait(process, lambda status: bool(status["ready"] or status["datastore"]["copied"]))
+
+    def works(status: dict[str, Any]) -> bool:
+        store = status["datastore"]
+        return bool(status["ready"] or store["stale_since"] or store["locked"])
+
+    return _wait(process, works)
 
 
 def wait_ready(process: subprocess.Popen[bytes] | None, peers: Set[str]) -> dict[str, Any]:

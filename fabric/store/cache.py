@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fabric.config import NODE_ID, Config
 from fabric.errors import ConfigError
 from fabric.store.kv import Changes, KeyValue, Listing
 
@@ -44,7 +45,7 @@ class Journal:
     """The one writer of the file at `path`. Its methods block: call them from a thread, one at a time."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
-        self._path, self._origin = path, origin
+        self._path, self.origin = path, origin
         self._whole = self._size = 0  # bytes: when last written whole, and now
 
     def read(self) -> Copy | None:
@@ -72,7 +73,7 @@ class Journal:
         fresh = self._path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         with open(fresh, "x", encoding="ascii", opener=_for_root_alone) as file:
-            file.write(json.dumps({"version": VERSION, **asdict(self._origin)}) + "\n")
+            file.write(json.dumps({"version": VERSION, **asdict(self.origin)}) + "\n")
             file.writelines(_line(listing.revision, [item], ()) for item in listing.items)
             file.write(_line(listing.revision, (), ()))
             file.flush()
@@ -100,7 +101,7 @@ class Journal:
             etcd = set(found["etcd"])
         except (ValueError, TypeError, KeyError) as err:
             raise ConfigError(f"{self._path}:1: not the first line of a journal; it is not used") from err
-        mine = self._origin
+        mine = self.origin
         if version != VERSION:
             raise ConfigError(f"{self._path}:1: version {version}, not {VERSION}; it is not used")
         if (node, node_id) != (mine.node, mine.node_id):
@@ -112,6 +113,12 @@ class Journal:
                 f"{self._path}:1: read from etcd at {', '.join(sorted(map(str, etcd)))}, of which the configuration "
                 "names none; it is not used"
             )
+
+
+def own(path: Path, config: Config) -> Journal:
+    """Return this host's journal."""
+    node_id = NODE_ID.read_text(encoding="utf-8").strip() if NODE_ID.exists() else ""
+    return Journal(path, Origin(config.node, node_id, config.etcd))
 
 
 def _for_root_alone(path: str, flags: int) -> int:

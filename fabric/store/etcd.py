@@ -9,7 +9,8 @@ if it was not begun: its caller alone knows whether it may run twice. (One gRPC 
 neither host names nor a member that is frozen or cut off but keeps its connection.)
 
 A watch is alive while it speaks. When it is silent a linearizable read goes over the same connection,
-so a frozen etcd is noticed after SILENCE + DEADLINE seconds; TCP and keepalive alone take far longer.
+so a frozen etcd is noticed after SILENCE + DEADLINE seconds; TCP and keepalive alone take far longer. A
+connection that was silent is not used again: a path that loses its large packets never answers on it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ SILENCE = 3.0  # seconds without a word on a watch before etcd is asked whether 
 PAGE = 500  # keys
 
 _NO_LEADER = "etcdserver: no leader"  # found before anything is done, thanks to `hasleader`
-_TRY_ANOTHER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 def connect(config: Config) -> Etcd:
@@ -147,10 +147,11 @@ class Etcd:
             yield
         except StoreError as err:
             cause = err.__cause__
-            failed = isinstance(cause, TimeoutError) or (
-                isinstance(cause, grpc.aio.AioRpcError) and cause.code() in _TRY_ANOTHER
-            )
-            if failed and self._current is member:
+            code = cause.code() if isinstance(cause, grpc.aio.AioRpcError) else None
+            silent = isinstance(cause, TimeoutError) or code is grpc.StatusCode.DEADLINE_EXCEEDED
+            if silent:
+                member.suspect()
+            if (silent or code is grpc.StatusCode.UNAVAILABLE) and self._current is member:
                 following = self._members.index(member) + 1
                 self._current = self._members[following % len(self._members)]
             raise

@@ -6,6 +6,7 @@ leave it alone. Which plural is which kind is `fabric.model`'s to know.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
@@ -90,6 +91,20 @@ def parse(key: str) -> Key | None:
     """
     found = _read(key)
     return found if found is not None and found.path == key else None
+
+
+def is_garbled(key: str, plurals: Container[str]) -> bool:
+    """Whether `key` stands where a key of ours would, and parses to none; `plurals` are those of known kinds.
+
+    What else Calico keeps there is not garbled: /calico/ipam/v2/host/NODE was a host's own key.
+    """
+    if parse(key):
+        return False
+    if key.startswith(RESOURCES):
+        return key.removeprefix(RESOURCES).split("/")[0] in plurals
+    return key.startswith((BLOCKS, HANDLES)) or (
+        key.startswith(AFFINITIES) and "/" in key.removeprefix(AFFINITIES)
+    )
 
 
 def _read(key: str) -> Key | None:

@@ -84,9 +84,12 @@ class Member:
         self._credentials = credentials
         self._logged_in = not credentials.user
         self._login = asyncio.Lock()
+        self._suspect = False
+        self._closing: set[asyncio.Task[None]] = set()
         self._dial()
 
     def _dial(self) -> None:
+        self._dialled = asyncio.get_running_loop().time()
         target = f"dns:///{self._host}:{self._port}"
         if self._secure:
             # Before reading: a file that changes meanwhile is read once more, not once too few.
@@ -101,14 +104,24 @@ class Member:
         self._watch = rpc_pb2_grpc.WatchStub(self._channel)
 
     async def close(self) -> None:
-        await self._channel.close()
+        await asyncio.gather(self._channel.close(), *self._closing)
+
+    def suspect(self) -> None:
+        """Have the next caller dial anew: a call had no answer in time, which may be its path's fault.
+
+        One that was made before the last dialling says nothing about the connection there is now.
+        """
+        self._suspect = asyncio.get_running_loop().time() - self._dialled >= DEADLINE
 
     async def connected(self, patience: float) -> bool:
         """Wait until the connection is up, has failed, or has had `patience` seconds."""
+        if self._suspect:
+            self._suspect = False
+            self._dial_again()
         state = self._channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             return True
-        if await self._with_new_files():
+        if self._with_new_files():
             state = self._channel.get_state(try_to_connect=True)
         try:
             async with asyncio.timeout(patience):
@@ -123,16 +136,23 @@ class Member:
             return False
         return state is grpc.ChannelConnectivity.READY
 
-    async def _with_new_files(self) -> bool:
+    def _with_new_files(self) -> bool:
         """Dial with the certificates that are on the disk now, if they are others; a bad set is left alone."""
         if not self._secure or tls.stamp(self._credentials) == self._stamp:
             return False
+        return self._dial_again()
+
+    def _dial_again(self) -> bool:
+        """Put a new connection in the place of this one, unless its certificates are a bad set."""
         old = self._channel
         try:
             self._dial()
         except ConfigError:
             return False  # `why_not` tells it
-        await old.close()
+        # What is under way may end; a watch has no end, and is ended by this.
+        closing = asyncio.ensure_future(old.close(DEADLINE))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         return True
 
     async def why_not(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -36,13 +36,20 @@ class Lost:
 Event: TypeAlias = Listing | Changes | Lost
 
 
-async def follow(kv: KeyValueStore, prefix: str) -> AsyncGenerator[Event, None]:
+async def _anything(_: Listing | Changes) -> None:
+    return
+
+
+async def follow(
+    kv: KeyValueStore, prefix: str, check: Callable[[Listing | Changes], Awaitable[None]] = _anything
+) -> AsyncGenerator[Event, None]:
     """Yield everything below `prefix`, then each change to it, through every outage.
 
     The first Listing is the only one. A Lost comes once for each reason of an outage, also before the
     Listing: "the stream ended" is seldom why it does not come back. The next other event says what changed
     meanwhile, as Changes that may be empty, whose puts keep their own revisions, and whose `present` says
-    what there is. Never ends by itself and never raises StoreError. Close it with `aclosing`.
+    what there is. What `check` refuses with a StoreError is not told, and is an outage as any other. Never
+    ends by itself and never raises StoreError. Close it with `aclosing`.
     """
     told = _Told()
     delay = FIRST_DELAY
@@ -50,10 +57,13 @@ async def follow(kv: KeyValueStore, prefix: str) -> AsyncGenerator[Event, None]:
     while True:
         synced_at = None
         try:
-            yield told.listing(await kv.list(prefix))
+            listing = await kv.list(prefix)
+            await check(listing)
+            yield told.listing(listing)
             reasons, synced_at = set(), _now()
             async with aclosing(kv.watch(prefix, after=told.revision)) as stream:
                 async for changes in stream:
+                    await check(changes)
                     told.changes(changes)
                     yield changes
         except StoreError as err:

@@ -225,6 +225,21 @@ class EtcdCluster:
             yield
 
     @contextmanager
+    def losing_what_stands(self, member: EtcdServer) -> Iterator[None]:
+        """Drop every packet of the connections that clients have to `member` now; new ones are served."""
+        inside = self._inside[member.address]
+        standing = inside.command("ss", "-tnH", "state", "established", "sport = :2379")
+        ports = {line.split()[-1].rpartition(":")[2] for line in standing.splitlines()}
+        assert ports, "no connection stands"
+        try:
+            for port in ports:
+                inside.command("iptables", "-w", "-A", "INPUT", "-p", "tcp", "--sport", port, "-j", "DROP")
+                inside.command("iptables", "-w", "-A", "OUTPUT", "-p", "tcp", "--dport", port, "-j", "DROP")
+            yield
+        finally:
+            inside.command("iptables", "-w", "-F")
+
+    @contextmanager
     def alone(self, member: EtcdServer) -> Iterator[None]:
         """Drop what `member` and the other two say to each other, until it knows that it has no leader; we reach it."""
         with self._dropping(member, ",".join(other.address for other in self.others(member))):

@@ -73,6 +73,21 @@ async def test_a_silent_member_is_left_and_what_came_and_was_compacted_meanwhile
             assert member.url in lost.reason
 
 
+async def test_a_connection_whose_packets_get_lost_is_replaced_though_there_is_no_other_member(
+    cluster: EtcdCluster,
+) -> None:
+    member = cluster.members[0]
+    async with both([member]) as (kv, reader), opened(cluster.members[1].url) as elsewhere:
+        with cluster.losing_what_stands(member):
+            started = time.monotonic()
+            await put(elsewhere, a="2")
+            await until(lambda: reader.state == {"/t/a": "2"})
+            await put(kv, a="3")
+            await until(lambda: reader.state == {"/t/a": "3"})
+            assert time.monotonic() - started < WITHIN
+    assert reader.kinds.count("Lost") == 1
+
+
 async def test_without_a_majority_nothing_is_written_or_believed_to_be_current(cluster: EtcdCluster) -> None:
     """The last member still takes connections and holds all the data; `hasleader` makes it say so."""
     last = cluster.members[0]

@@ -224,6 +224,24 @@ def test_a_command_run_as_a_workload_decides_the_exit_status_and_leaves_nothing(
     assert traces(fabric, "node1") == before
 
 
+def test_a_family_whose_only_pool_is_disabled_is_warned_of(fabric: Fabric) -> None:
+    path = fabric.netns("node1", "four")
+    add = ["fabricctl", "workload", "add", "four", "--netns", path]
+    assert fabric.run("node1", *add).stderr == ""
+    closed = (
+        V6_POOL.replace("six", "closed").replace("fd77", "fd78").replace("{cidr", "{disabled: true, cidr")
+    )
+    fabric.ctl("node1", "apply", "-f", "-", stdin=closed)
+    try:
+        said = until(lambda: fabric.run("node1", *add).stderr)
+        assert said.startswith(
+            "warning: workload default/four: no IPv6 address: node node1: no IPv6 pool may serve"
+        )
+    finally:
+        fabric.ctl("node1", "delete", "ippool", "closed")
+        fabric.ctl("node1", "workload", "del", "four")
+
+
 def test_a_workload_has_the_address_and_labels_asked_for_until_it_is_deleted(fabric: Fabric) -> None:
     before = traces(fabric, "node1")
     (block,) = fabric.blocks("node1")

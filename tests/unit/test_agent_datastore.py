@@ -1,22 +1,27 @@
 """How the agent follows the datastore, and what it does with its copy while etcd is away."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from structlog.testing import capture_logs
 
 from fabric.agent import report
+from fabric.agent.datastore import MOST_NOTED, Keeper
+from fabric.agent.state import State
 from fabric.errors import ConfigError, NotInSync
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.node import Node
-from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.store import keys
+from fabric.store import keys, sync
 from fabric.store.cache import Journal, Origin
-from fabric.store.kv import Delete, Put, Txn
+from fabric.store.cluster import INFORMATION
+from fabric.store.kv import Changes, Delete, Listing, Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import FakeNode, pool, put, request, running, started
 
@@ -31,6 +36,10 @@ async def cluster(guid: str) -> FakeEtcd:
         ClusterInformation.model_validate({"metadata": {"name": "default"}, "spec": {"clusterGUID": guid}}),
     )
     return kv
+
+
+async def empty() -> FakeEtcd:
+    return FakeEtcd()
 
 
 async def comes(node: FakeNode, condition: Callable[[], bool]) -> None:
@@ -137,44 +146,90 @@ async def test_where_etcd_answers_the_copy_is_not_looked_at(tmp_path: Path) -> N
         await copied(path, kv.revision)
 
 
-async def test_an_etcd_that_was_made_anew_takes_nothing_away_until_the_node_joins_there() -> None:
-    kv, other = await cluster("a"), await cluster("b")
-    async with running(kv) as node:
-        await node.workloads.attach(request("web"))
+async def becomes(kv: FakeEtcd, other: FakeEtcd) -> None:
+    """The same address, and behind it an etcd that has what `other` has."""
+    kv.wipe()
+    items = (await other.list("/")).items
+    if items:
+        await kv.commit(Txn((), tuple(Put(item.key, item.value) for item in items)))
+
+
+STRANGERS = pytest.mark.parametrize(
+    ("stranger", "named"),
+    [(partial(cluster, "b"), "cluster b"), (empty, "no cluster")],
+    ids=["another cluster", "nothing"],
+)
+Make: TypeAlias = Callable[[], Coroutine[None, None, FakeEtcd]]
+
+
+@STRANGERS
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_etcd_that_was_made_anew_takes_nothing_away_until_the_node_joins_there(
+    tmp_path: Path, stranger: Make, named: str, restarted: bool
+) -> None:
+    kv = await with_a_copy(path := tmp_path / "copy")
+    async with AsyncExitStack() as running_node:
+        if not restarted:
+            node = await running_node.enter_async_context(started(kv, copy=path))
+            await comes(node, lambda: node.state.snapshot.in_sync)
         with capture_logs() as logged:
-            kv.wipe()
-            for item in (await other.list("/")).items:
-                await kv.commit(Txn((), (Put(item.key, item.value),)))
-            await comes(node, lambda: node.state.snapshot.cluster == "b")
-        assert (await node.passes.run(node.state.compute)).done == ()
-        assert "cluster b, which does not know this node" in report.status(node.state)["problems"][0]
-        assert len([line for line in logged if line["log_level"] == "error"]) == 1
-        with pytest.raises(NotInSync, match="nothing was attached"):
-            await node.workloads.attach(request("db", 1))
+            await becomes(kv, await stranger())
+            if restarted:
+                node = await running_node.enter_async_context(started(kv, copy=path))
+            await comes(node, lambda: f"etcd has {named}," in node.state.snapshot.lost)
+            await asyncio.sleep(2 * sync.FIRST_DELAY)  # it is asked again meanwhile
+        assert len([line for line in logged if named in line.get("error", "")]) == 1
+        await node.passes.run(node.state.compute)
+        assert len(node.links.links) == 1
+        assert len(node.fib.routes) == 2
+        assert node.state.snapshot.cluster == "a"
+        assert not node.state.ready
+        for refused in (node.workloads.attach(request("db", 1)), node.workloads.detach("default", "web")):
+            with pytest.raises(NotInSync, match=f"not in sync.*{named}.*node join"):
+                await refused
         await put(kv, Node.model_validate({"metadata": {"name": "n1"}}))
-        await comes(node, lambda: node.state.registered)
+        await comes(node, lambda: node.state.snapshot.in_sync)
         await node.passes.run(node.state.compute)
         assert (node.links.links, node.fib.routes) == ({}, {})
 
 
-async def test_nothing_of_another_cluster_outlives_the_first_answer(tmp_path: Path) -> None:
+async def test_the_copy_stays_that_of_the_nodes_own_cluster(tmp_path: Path) -> None:
     kv = await with_a_copy(path := tmp_path / "copy")
-    kv.down = True
-    other = await cluster("b")
-    with capture_logs() as logged:
+    before = path.read_text()
+    await becomes(kv, await cluster("b"))
+    for _ in range(2):
         async with started(kv, copy=path) as node:
-            await comes(node, lambda: node.state.snapshot.copied)
-            # The same endpoints, and behind them etcd made anew.
-            kv.wipe()
-            for item in (await other.list("/")).items:
-                kv.down = False
-                await kv.commit(Txn((), (Put(item.key, item.value),)))
-            await comes(node, lambda: node.state.snapshot.in_sync)
-            assert node.state.snapshot.cluster == "b"
-            assert node.state.snapshot.all(WorkloadEndpoint) == ()
-            assert not node.state.snapshot.blocks
-    [said] = [line for line in logged if "another cluster" in line["event"]]
-    assert (said["known"], said["found"]) == ("a", "b")
+            await comes(node, lambda: "cluster b" in node.state.snapshot.lost)
+    assert path.read_text() == before
+
+
+async def test_all_of_a_cluster_deleted_under_a_running_node_takes_nothing_away() -> None:
+    kv = await cluster("a")
+    async with running(kv) as node:
+        await node.workloads.attach(request("web"))
+        await node.passes.run(node.state.compute)
+        items = (await kv.list("/")).items
+        await kv.commit(Txn((), tuple(Delete(item.key) for item in items)))
+        await comes(node, lambda: "no cluster" in node.state.snapshot.lost)
+        assert (await node.passes.run(node.state.compute)).done == ()
+        assert names(node) == {"web"}
+
+
+async def test_a_cluster_information_deleted_by_mistake_costs_nothing() -> None:
+    kv = await cluster("a")
+    async with running(kv) as node:
+        await node.workloads.attach(request("web"))
+        await kv.commit(Txn((), (Delete(INFORMATION),)))
+        await comes(node, lambda: not node.state.snapshot.cluster and node.state.snapshot.in_sync)
+        assert names(node) == {"web"}
+
+
+async def test_a_node_deleted_while_its_agent_was_away_is_no_other_cluster(tmp_path: Path) -> None:
+    kv = await with_a_copy(path := tmp_path / "copy")
+    await kv.commit(Txn((), (Delete(keys.ResourceKey("nodes", None, "n1").path),)))
+    async with started(kv, copy=path) as node:
+        await comes(node, lambda: node.state.snapshot.in_sync)
+        assert names(node) == {"web"}
 
 
 async def test_a_copy_that_cannot_be_read_is_said_once_and_the_node_starts_without(tmp_path: Path) -> None:
@@ -200,6 +255,32 @@ async def test_a_disk_that_refuses_costs_the_copy_alone(tmp_path: Path) -> None:
         await eventually(lambda: bool(node.state.copy_problem))
         assert "given up until the agent starts again" in report.status(node.state)["problems"][0]
         await node.workloads.attach(request("web"))
+
+
+class StuckJournal(Journal):
+    """On a disk that does not answer until `gate` opens."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, Origin("n1", "", ("fake",)))
+        self.gate = threading.Event()
+
+    def begin(self, listing: Listing) -> None:
+        self.gate.wait(5)
+        super().begin(listing)
+
+
+async def test_a_disk_that_does_not_keep_up_costs_the_copy_and_not_the_memory(tmp_path: Path) -> None:
+    state, journal = State("n1"), StuckJournal(path := tmp_path / "copy")
+    keeper = Keeper(state, journal)
+    keeper.note(Listing(1, ()))
+    writing = asyncio.create_task(keeper.run())
+    for revision in range(2, 2 * MOST_NOTED):
+        keeper.note(Changes(revision))
+    journal.gate.set()
+    await eventually(lambda: bool(state.copy_problem))
+    assert "slower than the datastore" in state.copy_problem
+    assert not path.exists()
+    writing.cancel()
 
 
 async def test_changes_missed_by_a_watch_reach_the_copy_by_the_listing_after_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 
 from fabric.agent.desired import Desired
-from fabric.agent.passes import AT_ONCE, Outcome, Passes, Scope
+from fabric.agent.passes import AT_ONCE, ROUTES_AT_ONCE, Outcome, Passes, Scope
 from fabric.plan.links import Create, Remove, Veth
 from fabric.plan.routes import NextHop, Replace, Route, RouteKey
 from tests.fakes.fib import FakeFib
@@ -191,3 +191,35 @@ async def test_an_attach_waits_for_a_few_links_of_a_long_pass_and_not_for_all() 
     assert attach.done == (Create(mine), Replace(to(mine)))
     assert Create(mine) not in whole.done
     assert slow.links.keys() == many.links.keys()
+
+
+class YieldingFib(FakeFib):
+    """Lets others run at each route, as the kernel's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    async def replace(self, route: Route) -> None:
+        self.begun.set()
+        await asyncio.sleep(0)
+        await super().replace(route)
+
+
+async def test_an_attach_waits_for_a_part_of_a_large_table_and_not_for_all() -> None:
+    fib, mine = YieldingFib(), veth(1)
+    passes = Passes(RoutedLinks(fib), fib)
+    table = [
+        Route(RouteKey(ip_network((0x0B000000 + (n << 8), 24))), frozenset(), blackhole=True)
+        for n in range(2 * ROUTES_AT_ONCE + 1)
+    ]
+    desired = [Desired(routes={route.key: route for route in table})]
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        whole = tasks.create_task(passes.run(lambda: desired[0]))
+        await fib.begun.wait()
+        desired[0] = Desired(links={mine.name: mine}, routes={**desired[0].routes, to(mine).key: to(mine)})
+        scope = Scope(frozenset({mine.name}), frozenset({to(mine).key.prefix}))
+        await passes.run(lambda: desired[0], scope=scope)
+        assert not whole.done()
+        assert len(fib.routes) == ROUTES_AT_ONCE + 1
+    assert fib.routes == desired[0].routes

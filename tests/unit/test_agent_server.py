@@ -63,11 +63,22 @@ async def serving(tmp_path: Path, cidr: str = "10.0.0.0/24") -> AsyncIterator[Se
 async def test_attach_then_detach(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         made = await served.attach(labels={"app": "web"})
+        assert made.pop("warnings") == []
         assert (made["name"], made["namespace"], made["node"]) == ("web", "default", "n1")
         assert (made["labels"], made["interface"]) == ({"app": "web"}, host_name("default", "web"))
         assert await served.call("GET", "/v1/workloads") == [made]
         assert await served.call("DELETE", "/v1/workloads/default/web") == made
         assert await served.call("GET", "/v1/workloads") == []
+
+
+async def test_a_family_whose_pools_are_all_passed_over_is_warned_of(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await put(served.node.kv, pool("fd00::/112", "six", disabled=True))
+        await served.node.caught_up()
+        for _ in range(2):  # asked again, it is said again
+            (warning,) = (await served.attach())["warnings"]
+            assert "no IPv6 address: node n1: no IPv6 pool may serve it" in warning
+        assert (await served.attach(name="exact", netns=netns(1), address="10.0.0.9"))["warnings"] == []
 
 
 async def test_a_node_whose_resource_is_gone_is_not_ready_and_says_what_to_do(tmp_path: Path) -> None:

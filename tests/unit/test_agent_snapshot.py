@@ -103,6 +103,10 @@ def test_also_when_it_has_gone_on_past_the_revision_we_knew() -> None:
         (POOL, to_json(IPPool.model_validate({"metadata": {"name": "b"}, "spec": {"cidr": "10.0.0.0/8"}}))),
         (BLOCK, "{}"),
         (AFFINITY, "[]"),
+        ("/calico/ipam/v2/host/n1/ipv4/block/zebra", "{}"),
+        ("/calico/ipam/v2/assignment/ipv4/block/10.0.0.1-30", "{}"),
+        ("/calico/ipam/v2/handle/a/b", "{}"),
+        (f"{NODE}/more", node("a")),
     ],
 )
 def test_what_cannot_be_read_is_absent_and_reported_and_does_not_stop_the_rest(
@@ -118,6 +122,19 @@ def test_what_cannot_be_read_is_absent_and_reported_and_does_not_stop_the_rest(
     assert not snapshot.blocks
     assert not snapshot.affinities
     assert fold(snapshot, heard(6, deletes=(key,))).problems == {}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "/calico/felix/v2/no-region/host/n1/status",
+        "/calico/ipam/v2/host/n1",
+        "/calico/ipam/v2/virtual/lb/ipv4/block/10.0.0.0-30",
+        "/calico/resources/v3/projectcalico.org/zebras/a/b/c",
+    ],
+)
+def test_what_else_calico_keeps_is_no_problem(key: str) -> None:
+    assert fold(Snapshot(), heard(5, (key, "{}"))).problems == {}
 
 
 def test_a_good_object_that_turns_bad_is_absent_until_it_is_mended() -> None:

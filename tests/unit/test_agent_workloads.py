@@ -142,11 +142,12 @@ async def test_both_families_come_where_both_have_a_pool() -> None:
         await nothing_is_attached(node)
 
 
-async def test_an_ipv6_address_asked_for_comes_with_an_ipv4_one() -> None:
+async def test_an_address_asked_for_comes_alone_unless_a_pool_of_the_other_family_is_asked_for_too() -> None:
     async with running(await etcd(POOL, V6_POOL)) as node:
-        endpoint = await node.workloads.attach(request("web", address=ip_address("fd00::7")))
-        assert {p.version for p in endpoint.spec.ip_networks} == {4, 6}
-        assert "fd00::7" in addresses(endpoint)
+        wanted = ip_address("fd00::7")
+        assert addresses(await node.workloads.attach(request("web", address=wanted))) == ["fd00::7"]
+        both = request("db", 1, address=ip_address("fd00::8"), pools=("v6", "10.0.0.0/24"))
+        assert {p.version for p in (await node.workloads.attach(both)).spec.ip_networks} == {4, 6}
 
 
 async def test_detach_releases_the_address_and_takes_link_and_route_away() -> None:
@@ -203,7 +204,7 @@ async def test_without_etcd_nothing_changes_and_the_message_says_that_it_is_out_
             await node.state.until(lambda: not node.state.snapshot.in_sync)
         with pytest.raises(NotInSync, match=r"not in sync on node n1 .*the stream ended"):
             await node.workloads.attach(request("db", 1))
-        with pytest.raises(StoreError):
+        with pytest.raises(NotInSync, match=r"not in sync on node n1 .*it is still attached"):
             await node.workloads.detach("default", "web")
         assert node.links.links.keys() == {WEB}
         kv.down = False

@@ -237,7 +237,7 @@ def test_with_strict_affinity_nothing_is_borrowed(affinity: str | None) -> None:
 def test_without_automatic_claims_a_node_lives_on_the_blocks_it_has() -> None:
     manual = IPAMConfig(strict_affinity=True, auto_allocate=False)
     assert auto(view([pool("10.0.0.0/29")], block("10.0.0.4/30"), config=manual)).address
-    with pytest.raises(Exhausted, match="auto_allocate_blocks is off; nothing was allocated"):
+    with pytest.raises(Exhausted, match=r"auto_allocate_blocks is off; .*patch ipamconfiguration default"):
         auto(view([pool("10.0.0.0/29")], full(block("10.0.0.4/30")), config=manual))
 
 
@@ -252,6 +252,11 @@ def test_at_the_limit_nothing_is_claimed_and_nothing_borrowed(configured: int, l
     ):
         auto(view([pool("10.0.0.0/24")], *mine, lender, config=config))
     assert auto(view([pool("10.0.0.0/24")], *mine[1:], lender, config=config)).change.affinities
+
+
+def test_an_exact_address_claims_its_block_at_the_limit_too() -> None:
+    seen = view([pool("10.0.0.0/24")], block("10.0.0.0/30"), config=IPAMConfig(True, max_blocks=1))
+    assert exact(seen, ip_address("10.0.0.9"), WEB, NOW).change.affinities
 
 
 def test_blocks_in_pools_that_do_not_count_here_do_not_count_to_the_limit() -> None:
@@ -497,11 +502,10 @@ def test_what_cools_down_is_freed_by_the_next_write_of_its_block() -> None:
     seen, change = released(full(block("10.0.0.0/30")), cooldown=60)
     cooling = after(seen, change)
     assert change.handles == {"other": {ip_network("10.0.0.0/30"): -1}}
-    for automatically in (True, False):
-        with pytest.raises(Exhausted if automatically else Taken):
-            automatic(cooling, 4, WEB, NOW) if automatically else exact(
-                cooling, ip_address("10.0.0.0"), WEB, NOW
-            )
+    with pytest.raises(Exhausted, match=r"are full \(released and still in cooldown: 1, for 50 s at most\)"):
+        automatic(cooling, 4, WEB, NOW + timedelta(seconds=10))
+    with pytest.raises(Taken, match="still cooling down"):
+        exact(cooling, ip_address("10.0.0.0"), WEB, NOW)
     later = NOW + timedelta(seconds=60)
     assert automatic(cooling, 4, WEB, later).address == ip_address("10.0.0.0")
     assert exact(cooling, ip_address("10.0.0.0"), WEB, later).address == ip_address("10.0.0.0")

@@ -72,7 +72,10 @@ def test_a_new_block_starts_at_wall_clock_nanoseconds_and_is_all_free() -> None:
 def test_a_block_that_belongs_to_no_node_says_so_in_json_too() -> None:
     orphan = blocks.without_affinity(fresh())
     assert orphan.node is None
-    assert "affinity" not in json.loads(blocks.to_json(orphan))
+    written = json.loads(blocks.to_json(orphan))
+    assert written["affinity"] is None  # there, and null: how Calico writes it
+    del written["affinity"]
+    assert blocks.from_json(json.dumps(written)) == blocks.from_json(blocks.to_json(orphan)) == orphan
     assert replace(orphan, affinity="virtual:load-balancer").node is None
 
 
@@ -222,6 +225,33 @@ def test_a_block_that_does_not_say_when_it_was_claimed_is_an_old_one(claimed: st
 def test_garbage_is_refused_as_a_whole(text: str) -> None:
     with pytest.raises(ConfigError, match="stored block"):
         blocks.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[7]", "stored block: expected a JSON object, found a list"),
+        ('{"cidr":\n}', "stored block: not JSON from line 2, column 1 on"),
+        ('{"cidr":7}', "stored block: cidr: expected a text, found 7"),
+        ('{"cidr":"10.0.0.0/31"}', "stored block: allocations: expected a list, found none"),
+        (
+            '{"cidr":"10.0.0.1/31","allocations":[],"unallocated":[]}',
+            'stored block: cidr: expected a prefix without host bits, found "10.0.0.1/31"',
+        ),
+        (
+            '{"cidr":"10.0.0.0/31","allocations":[0],"unallocated":[],"attributes":[7]}',
+            "stored block: attributes[0]: expected an object, found 7",
+        ),
+        (
+            '{"cidr":"10.0.0.0/31","allocations":[0],"unallocated":[],"attributes":[{"releasedAt":"now"}]}',
+            'stored block: attributes[0].releasedAt: expected a time like 2026-01-31T12:00:00Z, found "now"',
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_document(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        blocks.from_json(text)
+    assert str(caught.value) == said
 
 
 handles = st.sampled_from(["a", "b", "c"])

@@ -15,7 +15,10 @@ from fabric.ipam.view import Stored, View, after, joined
 from fabric.model.ippool import IPPool
 
 NOW = datetime(2026, 11, 21, 4, 16, 27, tzinfo=UTC)
-HOSTS = (("eth0 of node n1", ip_network("192.0.2.0/24")), ("eth0 of node n2", ip_network("fd00:1::/64")))
+HOSTS = (
+    ("interface eth0 of node n1", ip_network("192.0.2.0/24")),
+    ("interface eth0 of node n2", ip_network("fd00:1::/64")),
+)
 
 OVER_A_HOST = (
     "cidr 192.0.0.0/16 overlaps the subnet 192.0.2.0/24 of interface eth0 of node n1: a container could get "

@@ -86,6 +86,13 @@ def test_a_garbled_handle_is_refused(text: str) -> None:
         handle_from_json(text, 7)
 
 
+def test_a_garbled_handle_says_where() -> None:
+    with pytest.raises(
+        ConfigError, match=r'handle: block: 10\.0\.0\.0/26: expected a whole number, found "x"'
+    ):
+        handle_from_json('{"block":{"10.0.0.0/26":"x"}}', 7)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '"confirmed"'])
 def test_a_garbled_affinity_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="stored affinity"):

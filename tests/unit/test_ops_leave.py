@@ -1,18 +1,25 @@
 """What a node that leaves gives back in IPAM, whatever state it was left in."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
 from fabric.agent import upkeep
-from fabric.errors import StoreError
+from fabric.errors import ConfigError, StoreError, Taken
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
 from fabric.ipam.block import Owner
 from fabric.ipam.config import IPAMConfig
-from fabric.ops.leave import hand_back
+from fabric.model.base import Resource
+from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.node import Node
+from fabric.ops.join import ID_ANNOTATION
+from fabric.ops.leave import hand_back, refuse_elsewhere
 from fabric.store import keys
+from fabric.store.cache import Journal, Origin
 from fabric.store.kv import Delete, Put, Txn
 from tests.fakes.node import MuteEtcd, pool, put, request, running
 
@@ -187,3 +194,52 @@ async def test_more_addresses_than_one_transaction_takes_go_too() -> None:
     await kv.commit(Txn((), (Put(keys.BlockKey(block.prefix).path, blocks.to_json(block)),)))
     await hand_back("n1", kv)
     assert await left(kv) == []
+
+
+def node_of(identity: str) -> Node:
+    annotations = {ID_ANNOTATION: identity} if identity else {}
+    return Node.model_validate({"metadata": {"name": "n1", "annotations": annotations}})
+
+
+def information(guid: str) -> ClusterInformation:
+    return ClusterInformation.model_validate({"metadata": {"name": "default"}, "spec": {"clusterGUID": guid}})
+
+
+async def journal_of_a(path: Path) -> Journal:
+    """The copy that a host has which joined cluster a as n1."""
+    journal = Journal(path / "copy", Origin("n1", "id-1", ("fake",)))
+    kv = MuteEtcd()
+    await put(kv, information("a"))
+    journal.begin(await kv.list("/"))
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        pytest.param([information("a"), node_of("id-1")], "", id="as it joined"),
+        pytest.param([information("a")], "", id="a leave that was broken off"),
+        pytest.param([information("b"), node_of("id-1")], "", id="joined anew elsewhere"),
+        pytest.param([], "no cluster.*nothing was changed.*node join", id="an empty etcd"),
+        pytest.param([information("b")], "cluster b.*nothing was changed", id="another cluster"),
+        pytest.param(
+            [information("a"), node_of("id-2")],
+            "host with id id-2.*nothing was changed",
+            id="the name is another host's by now",
+        ),
+        pytest.param([information("a"), node_of("")], "", id="a Node that was made anew by hand"),
+    ],
+)
+async def test_a_host_leaves_only_where_it_joined(there: list[Resource], said: str, tmp_path: Path) -> None:
+    kv = MuteEtcd()
+    for resource in there:
+        await put(kv, resource)
+    with pytest.raises((ConfigError, Taken), match=said) if said else nullcontext():
+        await refuse_elsewhere(await journal_of_a(tmp_path), kv)
+
+
+@pytest.mark.parametrize("text", [None, "garbage\n"], ids=["none", "garbage"])
+async def test_without_a_copy_nothing_says_that_it_is_elsewhere(text: str | None, tmp_path: Path) -> None:
+    if text:
+        (tmp_path / "copy").write_text(text)
+    await refuse_elsewhere(Journal(tmp_path / "copy", Origin("n1", "id-1", ("fake",))), MuteEtcd())
