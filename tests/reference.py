@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from fabric.model import bgp, bgpfilter, effects, felixconfiguration, fields, hostendpoint, ippool, k8s, tier
 from fabric.model.base import Means, Metadata, Model, Resource, Unknown
 from fabric.model.kinds import KINDS, Kind
+from fabric.ops.records import PREFIXES
 
 FILE: Final = Path(__file__).parent.parent / "docs" / "reference" / "resources.md"
 
@@ -225,8 +226,11 @@ def _shown(value: object) -> str:
 def page() -> str:
     """Return docs/reference/resources.md."""
     modelled = sorted((kind for kind in KINDS if kind.cls is not Unknown), key=lambda kind: kind.name)
-    others = sorted(kind.name for kind in KINDS if kind.cls is Unknown)
-    parts = [_INTRODUCTION.format(others=", ".join(others)), _table("metadata.", Metadata, None)]
+    others = sorted(kind.name for kind in KINDS if kind.cls is Unknown and kind.name not in PREFIXES)
+    parts = [
+        _INTRODUCTION.format(others=", ".join(others), records=", ".join(PREFIXES)),
+        _table("metadata.", Metadata, None),
+    ]
     parts.extend(_section(kind) for kind in modelled)
     return "\n".join(parts)
 
@@ -242,7 +246,10 @@ on it.
 A default in plain words is what happens where the field is absent. `path[]` is each entry of a list. As in Calico, an
 empty text is the same as none in most optional fields of one word or address, and nowhere in a policy's rule.
 
-Stored and given back untouched, without a look inside: {others}.
+Kept as it is: {others}. These are stored and given back untouched, without a look inside, and nothing here acts on
+them.
+
+IPAM's own records, shown and not written: {records}.
 
 ## Metadata
 
@@ -271,7 +278,8 @@ def _table(prefix: str, cls: type[Model], kind: type[Resource] | None) -> str:
         cells = [f"`{row.path}`", row.type, row.default, row.allowed]
         if partly:
             inert = row.path.startswith("spec.") and not effects.acts(partly, row.path.replace("[]", ""))
-            cells.append("not used yet" if inert else "")
+            words = effects.effect(kind.__name__, row.path) if kind else ""
+            cells.append(words.replace("kept, not used", "not used yet") if inert else "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

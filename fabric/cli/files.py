@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from fabric.cli.options import Files, Recursive
 from fabric.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fabric.model.wire import Problem
     from fabric.ops.files import Document
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -44,20 +46,25 @@ def validate(
 
     Example: fabricctl validate -R -f policies/
     """
+    from fabric.model.effects import effect
     from fabric.ops import files
 
     total = invalid = 0
-    for document in files.documents(filename, recursive=recursive):
+    found = list(files.documents(filename, recursive=recursive))
+    for document, between in zip(found, files.among(found), strict=True):
         total += 1
-        invalid += bool(document.problems)
+        problems = (*document.problems, *between)
+        invalid += bool(problems)
         if report is Report.JSON:
-            print(json.dumps(_verdict(document)), flush=True)
+            print(json.dumps(_verdict(document, problems)), flush=True)
             continue
-        for line in document.errors():
+        for line in document.errors(problems):
             print(line)
         for path in _not_used(document):
             what = f"{document.where()}: {document.entry.kind} {document.entry.name}"
-            output.note("warning: " + ": ".join(filter(None, (what, path, "kept, not used"))))
+            output.note(
+                "warning: " + ": ".join(filter(None, (what, path, effect(document.entry.kind, path))))
+            )
     if report is Report.TABLE:
         print(f"{total} checked, {invalid} invalid")
     raise typer.Exit(1 if invalid else 0)
@@ -101,12 +108,12 @@ def _not_used(document: Document) -> tuple[str, ...]:
     return not_used(read) if isinstance(read, Resource) else ()
 
 
-def _verdict(document: Document) -> dict[str, object]:
+def _verdict(document: Document, problems: Sequence[Problem]) -> dict[str, object]:
     from fabric.model.wire import dotted
 
     entry = document.entry
     errors = []
-    for problem in document.problems:
+    for problem in problems:
         parts = (document.where(problem.path), problem.value, problem.rule)
         errors.append({"path": dotted(problem.path), "message": ": ".join(filter(None, parts))})
     return {"kind": entry.kind or None, "name": entry.name or None, "valid": not errors, "errors": errors}

@@ -10,6 +10,7 @@ updates. What is left out on writing follows the Go structs on the other side:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from fabric.model.fields import Annotations, LabelMap, LabelOrEmpty, Name, Times
 
 API_VERSION: Final = "projectcalico.org/v3"
 ALWAYS: Final = "written at its zero value too"
+
+# Calico's own copy of metadata, as JSON. In etcd it is a policy's name as it was given, and no more; in what was
+# exported from Kubernetes it has labels and annotations, and is read back in their place.
+# Source: calico, libcalico-go/lib/backend/etcdv3, and …/k8s/resources.
+COPIED_METADATA: Final = "projectcalico.org/metadata"
 
 Tree: TypeAlias = dict[str, Any]
 Path: TypeAlias = tuple[str | int, ...]
@@ -83,6 +89,15 @@ class Metadata(Model):
     annotations: Annotations = Field(default_factory=dict)
     owner_references: tuple[Mapping[str, Any], ...] = ()
     finalizers: tuple[str, ...] = ()
+
+
+def names_only(copy: str) -> bool:
+    """Whether a COPIED_METADATA has a name and nothing else."""
+    try:
+        value = json.loads(copy)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() == {"name"}
 
 
 def named(pattern: str, rule: str) -> AfterValidator:

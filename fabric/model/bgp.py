@@ -109,13 +109,21 @@ class BGPConfigurationSpec(Model):
                 if value:
                     raise broken("needs nodeToNodeMeshEnabled", name)
         if self.communities and not self.prefix_advertisements:
-            raise broken("are named and no prefixAdvertisements use them", "communities")
+            rule = "are named and no prefixAdvertisements use them"
+            raise broken(rule, "communities", needs=("prefixAdvertisements",))
         names = {community.name for community in self.communities}
         for index, advertisement in enumerate(self.prefix_advertisements):
             for text in advertisement.communities:
                 if ":" not in text and text not in names:
                     rule = "names no community of this configuration"
-                    raise broken(rule, "prefixAdvertisements", index, "communities", value=text)
+                    raise broken(
+                        rule,
+                        "prefixAdvertisements",
+                        index,
+                        "communities",
+                        value=text,
+                        needs=("communities",),
+                    )
         return self
 
 
@@ -184,14 +192,14 @@ class BGPPeerSpec(Model):
             rule = "excludes peerIP and asNumber, which come from the nodes selected"
             raise broken(rule, "peerSelector", value=self.peer_selector)
         if self.local_workload_selector and not self.as_number:
-            raise broken("needs asNumber", "localWorkloadSelector")
+            raise broken("needs asNumber", "localWorkloadSelector", needs=("asNumber",))
         if self.local_workload_selector and (self.peer_ip is not None or self.peer_selector):
             raise broken("excludes peerIP and peerSelector", "localWorkloadSelector")
         if self.keep_original_next_hop and self.next_hop_mode is not None:
             raise broken("excludes nextHopMode; use nextHopMode alone", "keepOriginalNextHop", value=True)
         gateway = self.reachable_by
         if gateway and self.peer_ip is None:
-            raise broken("needs peerIP", "reachableBy", value=gateway)
+            raise broken("needs peerIP", "reachableBy", value=gateway, needs=("peerIP",))
         if gateway and self.peer_ip and (gateway.version == 6) != (self.peer_ip.count(":") > 1):
             raise broken(f"is not of the family of peerIP {self.peer_ip}", "reachableBy", value=gateway)
         return self

@@ -82,13 +82,13 @@ class _FilterRule(Model):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.cidr and not self.match_operator:
-            raise broken("needs matchOperator", "cidr", value=self.cidr)
+            raise broken("needs matchOperator", "cidr", value=self.cidr, needs=("matchOperator",))
         if self.match_operator and not self.cidr:
-            raise broken("needs cidr", "matchOperator", value=self.match_operator)
+            raise broken("needs cidr", "matchOperator", value=self.match_operator, needs=("cidr",))
         if self.prefix_length and self.cidr is None:
-            raise broken("needs cidr", "prefixLength")
+            raise broken("needs cidr", "prefixLength", needs=("cidr",))
         if self.operations and self.action != "Accept":
-            raise broken("need action Accept", "operations")
+            raise broken("need action Accept", "operations", needs=("action",))
         return self
 
 

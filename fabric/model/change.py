@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 from fabric.errors import ConfigError, Conflict, Taken
-from fabric.model.base import Metadata, Model, Resource, Tree, tree
+from fabric.model.base import COPIED_METADATA, Metadata, Model, Resource, Tree, names_only, tree
 from fabric.model.wire import NO_SUCH_FIELD, dotted, from_tree
 
 M = TypeVar("M", bound=Model)
@@ -22,11 +22,6 @@ M = TypeVar("M", bound=Model)
 # What names an object, or says since when it is: another value would make it another object.
 _FIXED = (("kind",), ("apiVersion",), ("metadata", "name"), ("metadata", "namespace"), ("metadata", "uid"),
           ("metadata", "creationTimestamp"))  # fmt: skip
-
-# Calico's own copy of metadata, as JSON. In etcd it is a policy's name as it was given, and no more; in what was
-# exported from Kubernetes it has labels and annotations, and is read back in their place.
-# Source: calico, libcalico-go/lib/backend/etcdv3, and …/k8s/resources.
-_COPIED_METADATA = "projectcalico.org/metadata"
 
 # Strategic is what calicoctl does: a merge, since no list of these kinds has a merge key.
 PatchType: TypeAlias = Literal["strategic", "merge", "json"]
@@ -218,7 +213,17 @@ def _at(value: object, path: tuple[str | int, ...]) -> object:
 
 def _if_different(stored: Resource, after: Resource) -> Resource:
     after = _without_stale_copy(stored, after)
-    return stored if tree(after.as_written()) == tree(stored) else after
+    return stored if _compared(after.as_written()) == _compared(stored) else after
+
+
+def _compared(resource: Resource) -> Tree:
+    """Return the tree less a copy of the name, which a policy that nobody wrote since may lack."""
+    value = tree(resource)
+    annotations: Mapping[str, str] = value["metadata"].get("annotations", {})
+    kept = {
+        key: text for key, text in annotations.items() if not (key == COPIED_METADATA and names_only(text))
+    }
+    return {**value, "metadata": {**value["metadata"], "annotations": kept}}
 
 
 def _without_stale_copy(stored: Resource, after: Resource) -> Resource:
@@ -227,20 +232,12 @@ def _without_stale_copy(stored: Resource, after: Resource) -> Resource:
     A copy of the name alone stays: nothing here changes a name.
     """
     was, metadata = stored.metadata, after.as_written().metadata
-    copy = metadata.annotations.get(_COPIED_METADATA)
+    copy = metadata.annotations.get(COPIED_METADATA)
     unchanged = (metadata.labels, metadata.annotations) == (was.labels, was.annotations)
-    if copy is None or unchanged or _names_only(copy):
+    if copy is None or unchanged or names_only(copy):
         return after
-    kept = {key: text for key, text in metadata.annotations.items() if key != _COPIED_METADATA}
+    kept = {key: text for key, text in metadata.annotations.items() if key != COPIED_METADATA}
     return after.model_copy(update={"metadata": after.metadata.model_copy(update={"annotations": kept})})
-
-
-def _names_only(copy: str) -> bool:
-    try:
-        value = json.loads(copy)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and value.keys() == {"name"}
 
 
 def _applied_metadata(stored: Metadata, wanted: Metadata) -> Metadata:

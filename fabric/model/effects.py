@@ -69,6 +69,12 @@ _DONE_ANYWAY: Final[Mapping[tuple[type[Resource], str], object]] = {
     (BGPConfiguration, "spec.nodeToNodeMeshEnabled"): False,
 }
 
+# What acts only in part, and how.
+_IN_PART: Final[Mapping[tuple[str, str], str]] = {
+    ("IPPool", path): "gives nodes tunnel addresses; traffic is not tunnelled yet"
+    for path in ("spec.ipipMode", "spec.vxlanMode")
+}
+
 WHOLE = ""
 
 
@@ -81,10 +87,17 @@ def not_used(resource: Resource) -> tuple[str, ...]:
     if kind not in ACTING or _nobody_reads(resource):
         return (WHOLE,)
     acting = ACTING[kind]
-    if isinstance(resource, BGPConfiguration) and resource.metadata.name != "default":
-        acting = frozenset()
     spec: Model = getattr(resource, "spec")  # noqa: B009
+    if isinstance(resource, BGPConfiguration) and resource.metadata.name != "default":
+        mesh = "spec.nodeToNodeMeshEnabled"  # the cluster's alone, so any value asks for what is not done
+        inert = _inert(kind, spec, "spec", frozenset({mesh}))
+        return (*((mesh,) if resource.spec.node_to_node_mesh_enabled is not None else ()), *inert)
     return tuple(_inert(kind, spec, "spec", acting))
+
+
+def effect(kind: str, path: str) -> str:
+    """Return in words what comes of a field that `not_used` names."""
+    return _IN_PART.get((kind, path), "kept, not used")
 
 
 def acts(kind: type[Resource], path: str) -> bool:

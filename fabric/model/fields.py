@@ -42,9 +42,15 @@ _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY = re.compile(rf"({DNS_NAME}/)?{_WORD}")
 
 
-def broken(rule: str, *path: str | int, value: object = None) -> PydanticCustomError:
-    """Return the error to raise from a validator when `rule` is broken at `path` below what it validates."""
-    return PydanticCustomError("broken_rule", "{rule}", {"rule": rule, "path": path, "value": value})
+def broken(
+    rule: str, *path: str | int, value: object = None, needs: tuple[str, ...] = ()
+) -> PydanticCustomError:
+    """Return the error to raise from a validator when `rule` is broken at `path` below what it validates.
+
+    `needs` are the fields whose absence breaks it: where one of them is itself wrong, nobody knows.
+    """
+    context = {"rule": rule, "path": path, "value": value, "needs": needs}
+    return PydanticCustomError("broken_rule", "{rule}", context)
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:

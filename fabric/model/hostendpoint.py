@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fabric.model.base import Model, Resource
-from fabric.model.fields import AnyAddress, Name, PortedProtocol, PortName, PortNumber, matching
+from fabric.model.fields import AnyAddress, Name, PortedProtocol, PortName, PortNumber, broken, matching
 
 InterfaceOrAll = Annotated[
     str, matching(r"\*|[a-zA-Z0-9_.-]{1,15}", "must be an interface's name, or * for all of them")
@@ -34,7 +34,7 @@ class HostEndpointSpec(Model):
     @model_validator(mode="after")
     def _names_an_interface(self) -> Self:
         if self.interface_name is None and not self.expected_ips:
-            raise ValueError("needs interfaceName or expectedIPs")
+            raise broken("needs interfaceName or expectedIPs", needs=("interfaceName", "expectedIPs"))
         return self
 
 

@@ -41,7 +41,9 @@ class IPAMConfigurationSpec(Model):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.strict_affinity and not self.auto_allocate_blocks:
-            raise broken("needs strictAffinity: true", "autoAllocateBlocks", value=False)
+            raise broken(
+                "needs strictAffinity: true", "autoAllocateBlocks", value=False, needs=("strictAffinity",)
+            )
         return self
 
 

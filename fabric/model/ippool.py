@@ -58,14 +58,15 @@ class IPPoolSpec(Model):
             raise broken(f"overlaps the link-local {link_local}", "cidr", value=cidr)
         if self.block_size not in sizes:
             rule = f"must be {sizes[0]} to {sizes[-1]} for IPv{cidr.version}"
-            raise broken(rule, "blockSize", value=self.block_size)
+            raise broken(rule, "blockSize", value=self.block_size, needs=("cidr",))
         if cidr.prefixlen > self.block_size and not self.disabled:
-            raise broken(f"is smaller than one block, /{self.block_size}", "cidr", value=cidr)
+            rule = f"is smaller than one block, /{self.block_size}"
+            raise broken(rule, "cidr", value=cidr, needs=("blockSize", "disabled"))
 
     def _check_uses(self) -> None:
         if self.namespace_selector and "Tunnel" in self.allowed_uses:
             rule = "excludes the use Tunnel: set allowedUses: [Workload]"
-            raise broken(rule, "namespaceSelector", value=self.namespace_selector)
+            raise broken(rule, "namespaceSelector", value=self.namespace_selector, needs=("allowedUses",))
         if "LoadBalancer" not in self.allowed_uses:
             return
         if set(self.allowed_uses) != {"LoadBalancer"}:

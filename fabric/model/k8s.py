@@ -79,7 +79,7 @@ class IPBlock(Model):
         for index, prefix in enumerate(self.except_):
             if prefix == self.cidr or not _is_within(prefix, self.cidr):
                 rule = f"must be a part of cidr {self.cidr}, and not all of it"
-                raise broken(rule, "except", index, value=prefix)
+                raise broken(rule, "except", index, value=prefix, needs=("cidr",))
         return self
 
 
@@ -115,7 +115,7 @@ class Port(Model):
         if self.end_port is None:
             return self
         if not isinstance(self.port, int):
-            raise broken("needs port, and that a number", "endPort", value=self.end_port)
+            raise broken("needs port, and that a number", "endPort", value=self.end_port, needs=("port",))
         if self.end_port < self.port:
             raise broken(f"must not be below port {self.port}", "endPort", value=self.end_port)
         return self

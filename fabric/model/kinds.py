@@ -70,6 +70,8 @@ KINDS = (
     Kind(
         "IPAMConfiguration", "ipamconfigurations", "ipamconfiguration", aliases=("ipamconfig", "ipamconfigs")
     ),
+    Kind("IPAMBlock", "ipamblocks"),
+    Kind("IPAMHandle", "ipamhandles"),
     Kind("IPPool", "ippools", "ippool", aliases=("ipp", "ipps", "pool", "pools")),
     Kind("IPReservation", "ipreservations", "ipreservation", aliases=("reservation", "reservations")),
     Kind(
@@ -129,10 +131,13 @@ def lookup(word: str) -> Kind:
     """
     if kind := _BY_WORD.get(word.lower()):
         return kind
-    if hint := did_you_mean(word, _BY_WORD):
-        raise ConfigError(f'kind "{word}" is not known{hint}')
-    known = ", ".join(sorted(kind.name.lower() for kind in KINDS))
-    raise ConfigError(f'kind "{word}" is not known; the kinds are {known}')
+    if "," in word:
+        raise ConfigError(f'kind "{word}": one kind at a time; run the command once for each')
+    first, slash, name = word.partition("/")
+    if slash and first.lower() in _BY_WORD:
+        raise ConfigError(f'kind "{word}": kind and name are two words; give `{first} {name or "NAME"}`')
+    hint = did_you_mean(word, _BY_WORD) or "; `fabricctl get --help` lists the kinds"
+    raise ConfigError(f'kind "{word}" is not known{hint}')
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,8 @@ from fabric.model.base import Metadata
 from fabric.model.profile import Profile, ProfileSpec
 from fabric.model.rule import Rule
 
+_ALLOW = (Rule(action="Allow"),)
+
 
 def profile_name(namespace: str) -> str:
     """Return what Calico calls the profile of `namespace`."""
@@ -18,10 +20,14 @@ def profile_name(namespace: str) -> str:
 
 def profile(namespace: str) -> Profile:
     """Return the profile of `namespace`, without uid and creation time."""
-    allow = (Rule(action="Allow"),)
     return Profile(
         metadata=Metadata(name=profile_name(namespace)),
         spec=ProfileSpec(
-            ingress=allow, egress=allow, labels_to_apply={"pcns.projectcalico.org/name": namespace}
+            ingress=_ALLOW, egress=_ALLOW, labels_to_apply={"pcns.projectcalico.org/name": namespace}
         ),
     )
+
+
+def default_allow(name: str) -> Profile:
+    """Return the profile of that name which allows all both ways, and labels nothing."""
+    return Profile(metadata=Metadata(name=name), spec=ProfileSpec(ingress=_ALLOW, egress=_ALLOW))

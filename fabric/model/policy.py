@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fabric.model import k8s
-from fabric.model.base import Means, Metadata, Model, Resource, named, tree
+from fabric.model.base import COPIED_METADATA, Means, Metadata, Model, Resource, named, names_only, tree
 from fabric.model.fields import DNS_LABEL, DNS_NAME, Flag, LocalSelector, Order, broken, no_repeats
 from fabric.model.rule import EgressRules, GlobalEgressRules, GlobalIngressRules, IngressRules, Rule
 from fabric.model.tier import TierName
@@ -71,7 +71,8 @@ class GlobalNetworkPolicySpec(_PolicySpec):
         if self.pre_dnat and (self.egress or "Egress" in self.types):
             raise broken("excludes egress rules and the type Egress: it acts before routing", "preDNAT")
         if (self.do_not_track or self.pre_dnat) and not self.apply_on_forward:
-            raise broken("needs applyOnForward: true", "doNotTrack" if self.do_not_track else "preDNAT")
+            name = "doNotTrack" if self.do_not_track else "preDNAT"
+            raise broken("needs applyOnForward: true", name, needs=("applyOnForward",))
         return self
 
 
@@ -114,12 +115,15 @@ class _Policy(Resource):
     spec: Any
 
     def as_written(self) -> Self:
-        """Add the types that follow from the rules, and the label that policies are looked up by."""
+        """Add the types that follow from the rules, the label that policies are looked up by, and the name's copy."""
         spec: _PolicySpec = self.spec
         if not spec.types and getattr(spec, "staged_action", "Set") != "Delete":
             spec = spec.model_copy(update={"types": _derived_types(spec)})
         labels = {**self.metadata.labels, TIER_LABEL: spec.tier}
-        metadata = self.metadata.model_copy(update={"labels": labels})
+        annotations = dict(self.metadata.annotations)
+        if names_only(annotations.get(COPIED_METADATA, '{"name":""}')):
+            annotations[COPIED_METADATA] = f'{{"name":"{self.metadata.name}"}}'
+        metadata = self.metadata.model_copy(update={"labels": labels, "annotations": annotations})
         return self.model_copy(update={"metadata": metadata, "spec": spec})
 
 

@@ -36,7 +36,7 @@ class ICMP(Model):
     @model_validator(mode="after")
     def _code_needs_type(self) -> Self:
         if self.code is not None and self.type is None:
-            raise broken("needs type", "code", value=self.code)
+            raise broken("needs type", "code", value=self.code, needs=("type",))
         return self
 
 
@@ -109,8 +109,8 @@ class Rule(Model):
     icmp: ICMP | None = None
     not_protocol: Protocol | None = None
     not_icmp: ICMP | None = Field(default=None, alias="notICMP")
-    source: EntityRule | None = None
-    destination: EntityRule | None = None
+    source: EntityRule = Field(default_factory=EntityRule)
+    destination: EntityRule = Field(default_factory=EntityRule)
     http: HTTPMatch | None = None
     metadata: RuleMetadata | None = None
 
@@ -120,12 +120,12 @@ class Rule(Model):
         if self.http and self.protocol not in {None, "TCP", 6}:
             raise broken("needs protocol TCP, or none", "http")
         if self.http and self.action != "Allow":
-            raise broken("needs action Allow", "http")
+            raise broken("needs action Allow", "http", needs=("action",))
         families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
         if len(families) > 1:
             raise ValueError("nets, notNets and ipVersion of one rule must be of one address family")
         server = self.destination
-        if server and server.services and server.ports + server.not_ports:
+        if server.services and server.ports + server.not_ports:
             rule = "as the destination exclude ports and notPorts: a service has its own"
             raise broken(rule, "destination", "services")
         return self
@@ -134,22 +134,23 @@ class Rule(Model):
         if self.protocol not in _ICMP[4] | _ICMP[6]:
             for name, icmp in {"icmp": self.icmp, "notICMP": self.not_icmp}.items():
                 if icmp:
-                    raise broken("needs protocol ICMP or ICMPv6", name)
+                    raise broken("needs protocol ICMP or ICMPv6", name, needs=("protocol",))
         for version, protocols in _ICMP.items():
             for name, protocol in {"protocol": self.protocol, "notProtocol": self.not_protocol}.items():
                 if protocol in protocols and self.ip_version not in {None, version}:
                     raise broken(f"needs ipVersion {version}", name, value=protocol)
         if self.protocol not in PORTED and any(map(_is_numeric, self._ports())):
-            raise ValueError("ports need protocol TCP, UDP or SCTP")
-
-    def _entities(self) -> tuple[EntityRule, ...]:
-        return tuple(entity for entity in (self.source, self.destination) if entity)
+            raise broken("ports need protocol TCP, UDP or SCTP", needs=("protocol",))
 
     def _ports(self) -> tuple[int | str, ...]:
-        return tuple(chain.from_iterable(entity.ports + entity.not_ports for entity in self._entities()))
+        return tuple(
+            chain.from_iterable(entity.ports + entity.not_ports for entity in (self.source, self.destination))
+        )
 
     def _nets(self) -> tuple[Prefix, ...]:
-        return tuple(chain.from_iterable(entity.nets + entity.not_nets for entity in self._entities()))
+        return tuple(
+            chain.from_iterable(entity.nets + entity.not_nets for entity in (self.source, self.destination))
+        )
 
 
 def _is_numeric(port: int | str) -> bool:
@@ -157,13 +158,13 @@ def _is_numeric(port: int | str) -> bool:
 
 
 def _ingress(rule: Rule) -> Rule:
-    if rule.destination and rule.destination.services:
+    if rule.destination.services:
         raise broken("an ingress rule has services as its source only", "destination", "services")
     return rule
 
 
 def _egress(rule: Rule) -> Rule:
-    if rule.source and rule.source.services:
+    if rule.source.services:
         raise broken("an egress rule has services as its destination only", "source", "services")
     if rule.http:
         raise broken("only ingress rules have http", "http")
@@ -172,7 +173,7 @@ def _egress(rule: Rule) -> Rule:
 
 def _names_namespace(rule: Rule) -> Rule:
     for end, entity in {"source": rule.source, "destination": rule.destination}.items():
-        if entity and entity.services and not entity.services.namespace:
+        if entity.services and not entity.services.namespace:
             raise broken(
                 "is required: a global policy has no namespace of its own", end, "services", "namespace"
             )

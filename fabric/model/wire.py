@@ -7,8 +7,9 @@ the key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from fabric.model.kinds import did_you_mean, named, resource_class
 NO_SUCH_FIELD = "no such field"  # and perhaps a hint behind it
 
 _MAX_SHOWN = 60
+_MAX_ROUNDS = 8
 _MAX_HINTS = 50  # mistakes of one resource: each hint compares with every field there is
 
 
@@ -51,7 +53,8 @@ def from_json(text: str) -> Resource:
     try:
         value = parse_json(text.encode(), allow_inf_nan=False)  # no UTF-8 in etcd is a lone surrogate here
     except ValueError as err:
-        raise ConfigError(f"stored value is no JSON: {err}") from None
+        reason = str(err).replace("EOF while parsing", "it ends inside")
+        raise ConfigError(f"stored value is no JSON: {reason}") from None
     read = from_tree(value)
     if isinstance(read, Resource):
         return read
@@ -76,7 +79,8 @@ def from_place(text: str, plural: str, namespace: str | None, name: str) -> Reso
 def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> Resource | tuple[Problem, ...]:
     """Return the resource that plain JSON values make up, or everything that is wrong with them.
 
-    `unknown` says what becomes of a field that a modelled kind does not have.
+    `unknown` says what becomes of a field that a modelled kind does not have. Forbidden, as in files, it is
+    an error, and everything wrong includes the rules about several fields of which one is wrong itself.
     """
     if not isinstance(value, Mapping):
         return (Problem((), shown(value), "a resource is a mapping with apiVersion, kind and metadata"),)
@@ -88,9 +92,18 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
         extra: Literal["allow", "forbid"] = "allow" if cls is Unknown else unknown
         return cls.model_validate(value, by_alias=True, by_name=False, extra=extra)
     except ValidationError as err:
-        # A default derived from a field that is itself wrong is no second mistake.
-        details = [d for d in err.errors(include_url=False) if d["type"] != "default_factory_not_called"]
-        return tuple(_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
+        details = _mistakes(err.errors(include_url=False))
+
+    def errors(changed: object) -> list[ErrorDetails]:
+        try:
+            cls.model_validate(changed, by_alias=True, by_name=False, extra=extra)
+        except ValidationError as err:
+            return _mistakes(err.errors(include_url=False))
+        return []
+
+    if unknown == "forbid":  # an operator is to mend it; the agent, that reads what is stored, must not wait
+        details += _hidden(value, details, errors)
+    return tuple(_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
 
 
 def describe(value: object) -> str:
@@ -115,6 +128,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
+_GONE = object()
+# For each required field of any kind, one value that it takes.
+_STAND_INS: tuple[object, ...] = (
+    "Allow", "x", 1, "192.0.2.0/24", "192.0.2.1", "Accept", "TCP", "Exists", "1:1", "x.x/y", {}, ["BGP"],
+)  # fmt: skip
+
 _RULES = {
     "missing": "is required",
     "model_type": "must be a mapping",
@@ -136,6 +155,132 @@ _RULES = {
     "broken_rule": "{rule}",
     "value_error": "{error}",
 }
+
+
+def _mistakes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the errors that are none because of another one: a derived default, a list of wrong entries."""
+    wrong = {path[:depth] for path in map(_path, details) for depth in range(len(path))}
+    return [
+        error
+        for error in details
+        if error["type"] != "default_factory_not_called"
+        and not (error["type"] == "too_short" and _path(error) in wrong)
+    ]
+
+
+def _hidden(
+    value: object, details: list[ErrorDetails], errors: Callable[[object], list[ErrorDetails]]
+) -> list[ErrorDetails]:
+    """Return the errors that `details` hid: a rule about several fields is looked at when each is sound.
+
+    What is wrong is taken out, or where something must stand replaced, until nothing new comes. An error
+    that is there only because of that is left out.
+    """
+    found: list[ErrorDetails] = []
+    unsure: set[Path] = set()  # taken out or replaced, so nobody knows what was meant
+    edits: dict[Path, object] = {}
+    fresh = details
+    for _ in range(_MAX_ROUNDS):
+        before = dict(edits)
+        if len(details) + len(found) > _MAX_HINTS:
+            return found
+        for error in fresh:
+            path = _path(error)
+            meant = _meant(error["input"])
+            edits[path] = _GONE if meant is None or meant == edits.get(path) else meant
+            if edits[path] is _GONE:
+                unsure.add(path)
+        fresh = []
+        now = _located(value, edits, errors)
+        required = {_path(error) for error in now if error["type"] == "missing"} & unsure
+        _stand_in(value, edits, required, errors)
+        for error in now:
+            path = _path(error)
+            if path in required:
+                continue
+            if path in edits and edits[path] is not _GONE:
+                edits[path] = _GONE
+                unsure.add(path)
+            elif not _follows(error, unsure):
+                fresh.append(error)
+            elif not any(at[: len(path)] == path for at in unsure):
+                edits[path] = _GONE  # it hides the rules behind it
+                unsure.add(path)
+        found += fresh
+        if not now or edits == before:
+            return found
+    return found
+
+
+def _located(
+    value: object, edits: Mapping[Path, object], errors: Callable[[object], list[ErrorDetails]]
+) -> list[ErrorDetails]:
+    """Return the errors of `value` changed by `edits`, located as in `value`."""
+    kept: dict[Path, list[int]] = {}
+    located = errors(_edited(value, edits, (), kept))
+    for error in located:
+        path: Path = ()
+        for step in error["loc"]:
+            known = kept.get(path) if isinstance(step, int) else None
+            path = (*path, known[step] if known and isinstance(step, int) else step)
+        error["loc"] = path
+    return located
+
+
+def _edited(value: object, edits: Mapping[Path, object], path: Path, kept: dict[Path, list[int]]) -> object:
+    """Return `value` changed by `edits`; `kept` gets the old indices of each list that lost some."""
+    if isinstance(value, Mapping):
+        put = {at[-1]: new for at, new in edits.items() if at and at[:-1] == path and new is not _GONE}
+        return {
+            key: _edited(below, edits, (*path, key), kept)
+            for key, below in value.items()
+            if (*path, key) not in edits
+        } | put
+    if isinstance(value, list | tuple):
+        kept[path] = [at for at in range(len(value)) if edits.get((*path, at)) is not _GONE]
+        return [edits.get((*path, at), _edited(value[at], edits, (*path, at), kept)) for at in kept[path]]
+    return value
+
+
+def _meant(value: object) -> str | None:
+    """Return the prefix that one with host bits set stands for: no doubt what was meant."""
+    try:
+        return str(ip_network(value, strict=False)) if isinstance(value, str) and "/" in value else None
+    except ValueError:
+        return None
+
+
+def _stand_in(
+    value: object,
+    edits: dict[Path, object],
+    required: set[Path],
+    errors: Callable[[object], list[ErrorDetails]],
+) -> None:
+    """Put into `edits` for each of the `required` fields a value that it takes, where one is known."""
+    for new in _STAND_INS:
+        if not (left := {path for path in required if edits[path] is _GONE}):
+            return
+        now = [_path(error) for error in _located(value, {**edits, **dict.fromkeys(left, new)}, errors)]
+        wrong = {at[:depth] for at in now for depth in range(len(at) + 1)}
+        edits.update(dict.fromkeys(left - wrong, new))
+
+
+def _follows(error: ErrorDetails, unsure: set[Path]) -> bool:
+    """Whether `error` may be there only because what is `unsure` is not what was meant."""
+    path, needs = _path(error), error.get("ctx", {}).get("needs", ())
+    doubted = [(*error["loc"], need) for need in needs]
+    return any(
+        path[: len(at)] == at
+        or (at[: len(path)] == path and not needs)
+        or any(at[: len(need)] == need for need in doubted)
+        for at in unsure
+    )
+
+
+def _path(error: ErrorDetails) -> Path:
+    """Return where the error is; one of a mapping's key is at the entry."""
+    loc = error["loc"][:-1] if error["loc"][-1:] == ("[key]",) else error["loc"]
+    return (*loc, *error.get("ctx", {}).get("path", ()))
 
 
 def _problem(error: ErrorDetails, cls: type[Resource] | None) -> Problem:

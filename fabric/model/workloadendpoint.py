@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,25 @@ NAMESPACE_LABEL = "projectcalico.org/namespace"
 ORCHESTRATOR_LABEL = "projectcalico.org/orchestrator"
 
 
+# The field of an endpoint that names the workload, by its orchestrator; of any other, `workload`.
+# Source: calico, libcalico-go/lib/names/workloadendpoint.go.
+_NAMES_WORKLOAD: Final[Mapping[object, str]] = {
+    "k8s": "pod",
+    "cni": "containerID",
+    "libnetwork": "orchestrator",
+}
+
+
+def name_fields(orchestrator: object) -> tuple[str, ...]:
+    """Return the fields of the spec that an endpoint's name is made of, in order."""
+    return ("node", "orchestrator", _NAMES_WORKLOAD.get(orchestrator, "workload"), "endpoint")
+
+
+def name_of(parts: Iterable[str]) -> str:
+    """Return the name of an endpoint whose fields are `parts`, "-" doubled so that no two share one."""
+    return "-".join(part.replace("-", "--") for part in parts)
+
+
 class IPNAT(Model):
     internal_ip: AnyAddress = Field(alias="internalIP")
     external_ip: AnyAddress = Field(alias="externalIP")
@@ -37,7 +56,8 @@ class IPNAT(Model):
     @model_validator(mode="after")
     def _one_family(self) -> Self:
         if self.internal_ip.version != self.external_ip.version:
-            raise broken("must be of the family of internalIP", "externalIP", value=self.external_ip)
+            rule = "must be of the family of internalIP"
+            raise broken(rule, "externalIP", value=self.external_ip, needs=("internalIP",))
         return self
 
 
@@ -53,7 +73,7 @@ class EndpointPort(Model):
     @model_validator(mode="after")
     def _serves_something(self) -> Self:
         if not self.name and not self.host_port:
-            raise ValueError("needs a name, or a hostPort")
+            raise broken("needs a name, or a hostPort", needs=("name", "hostPort"))
         return self
 
 
@@ -86,7 +106,12 @@ class WorkloadEndpointSpec(Model):
         for index, nat in enumerate(self.ip_nats):
             if nat.internal_ip not in own:
                 raise broken(
-                    "must be one of ipNetworks", "ipNATs", index, "internalIP", value=nat.internal_ip
+                    "must be one of ipNetworks",
+                    "ipNATs",
+                    index,
+                    "internalIP",
+                    value=nat.internal_ip,
+                    needs=("ipNetworks",),
                 )
         return self
 

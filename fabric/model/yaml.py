@@ -10,11 +10,12 @@ refused before the recursion happens, and a quoted `1` be told from a plain one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -31,6 +32,8 @@ TOO_LARGE = f"larger than {MAX_BYTES // 1024 // 1024} MiB; split the file"
 MAX_BROKEN = 100  # documents that are no YAML, before the rest of a file is left unread
 
 _MAX_DIGITS = 100
+
+_TELLING = {("kind",), ("metadata", "name")}
 
 # What Kubernetes' server writes into metadata, and prints; no file decides it.
 _SERVERS = {"managedFields", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"}
@@ -52,10 +55,14 @@ _PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document; `lines` counts from 1 and has every path that was written out (an alias: its own)."""
+    """One document; `lines` counts from 1 and has every path that was written out (an alias: its own).
+
+    `texts` has what was written where a value no longer tells, such as 007.
+    """
 
     value: Any
     lines: Mapping[Path, int]
+    texts: Mapping[Path, str] = field(default_factory=dict)
 
     def line(self, path: Path) -> int:
         """Return where `path` is, or for one that is not there the nearest of its parents."""
@@ -79,9 +86,9 @@ class Entry:
         return self.document.line((*self.path, *path))
 
 
-def unreadable(line: int, rule: str) -> Entry:
-    """Return the entry that stands for what is no resource at all."""
-    return Entry("", "", (Problem((), "", rule),), Document(None, {(): line}))
+def unreadable(line: int, rule: str, kind: str = "", name: str = "") -> Entry:
+    """Return the entry that stands for what cannot be read, of which `kind` and `name` may still be known."""
+    return Entry(kind, name, (Problem((), "", rule),), Document(None, {(): line}))
 
 
 def documents(text: str, filename: str) -> list[Document]:
@@ -108,10 +115,33 @@ def entries(text: str) -> Iterator[Entry]:
     """
     for document in _documents(text):
         if isinstance(document, _Unreadable):
-            yield unreadable(document.line, str(document))
+            yield unreadable(document.line, str(document), *document.told)
         else:
             for path, value in _items(document.value):
-                yield Entry(*_told(value), _resource(value), document, path)
+                yield Entry(*_told(value), _as_written(_resource(value), document, path), document, path)
+
+
+def _as_written(
+    read: Resource | tuple[Problem, ...], document: Document, path: Path
+) -> Resource | tuple[Problem, ...]:
+    """Return the problems of `read` with the values as the file has them."""
+    if isinstance(read, Resource):
+        return read
+    texts = document.texts
+    return tuple(
+        replace(problem, value=texts.get((*path, *problem.path), problem.value)) if problem.value else problem
+        for problem in read
+    )
+
+
+def with_unknown(entry: Entry) -> Resource | tuple[Problem, ...]:
+    """Return `entry` read with the fields that its kind does not have, or what else is wrong with it."""
+    if isinstance(entry.read, Resource):
+        return entry.read
+    value = entry.document.value
+    for step in entry.path:
+        value = value[step]
+    return _resource(value, unknown="allow")
 
 
 def dump(resource: Resource) -> str:
@@ -147,6 +177,7 @@ def _documents(text: str) -> Iterator[Document | _Unreadable]:
             yield from (document for document in reader.documents() if document.value is not None)
             return
         except _Unreadable as err:
+            err.told = reader.told.get(("kind",), ""), reader.told.get(("metadata", "name"), "")
             yield err
             if err.final or not reader.skip(err.index):
                 return
@@ -181,21 +212,50 @@ def _items(value: Any) -> Iterator[tuple[Path, Any]]:
     yield (), value
 
 
-def _resource(value: object) -> Resource | tuple[Problem, ...]:
+def _resource(
+    value: object, unknown: Literal["allow", "forbid"] = "forbid"
+) -> Resource | tuple[Problem, ...]:
     """Read one resource as an operator means it: stricter than `from_tree`, which takes what is stored."""
     if isinstance(value, dict):
         if problem := _wrong_kind(value):
             return (problem,)
         if isinstance(metadata := value.get("metadata"), dict):
             value = {**value, "metadata": {key: metadata[key] for key in metadata if key not in _SERVERS}}
-    read = from_tree(value, unknown="forbid")
-    if not isinstance(read, Resource) or not (namespace := read.metadata.namespace):
-        return read
-    known = named(read.kind)
-    if known is None or known.namespaced:
-        return read
-    rule = f"{known.name} is cluster-wide, leave the namespace out"
-    return (Problem(("metadata", "namespace"), shown(namespace), rule),)
+        value, wrong = _identified(value)
+        read = from_tree(value, unknown=unknown)
+        return (*(() if isinstance(read, Resource) else read), *wrong) or read
+    return from_tree(value, unknown=unknown)
+
+
+def _identified(value: dict[str, Any]) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+    """Return a resource with the name that follows from its spec, and what is wrong with name and namespace."""
+    metadata, spec, kind = value.get("metadata", {}), value.get("spec"), named(value["kind"])
+    if not isinstance(metadata, dict):
+        return value, ()
+    namespace = metadata.get("namespace")
+    if kind and not kind.namespaced and isinstance(namespace, str) and namespace:
+        rule = f"{kind.name} is cluster-wide, leave the namespace out"
+        return value, (Problem(("metadata", "namespace"), shown(namespace), rule),)
+    if not (kind and kind.name == "WorkloadEndpoint" and isinstance(spec, dict)):
+        return value, ()
+    from fabric.model.workloadendpoint import name_fields, name_of  # heavy, and most files have none
+
+    parts = [(field, spec.get(field) or "") for field in name_fields(str(spec.get("orchestrator")))]
+    wrong = tuple(
+        Problem(("spec", field), "", "is required: the name is made of it")
+        if part == ""
+        else Problem(("spec", field), shown(part), 'must not begin or end with "-"')
+        for field, part in dict(parts).items()
+        if part == "" or str(part) != str(part).strip("-")
+    )
+    given, wanted = metadata.get("name"), name_of(str(part) for _, part in parts)
+    if wrong or not given:
+        name = given or (wanted if not wrong else "unknown")
+        return {**value, "metadata": {**metadata, "name": name}}, wrong
+    if given != wanted and isinstance(given, str):
+        rule = f'must be "{wanted}", which the spec says; or leave it out'
+        return value, (Problem(("metadata", "name"), shown(given), rule),)
+    return value, ()
 
 
 def _wrong_kind(value: dict[str, Any]) -> Problem | None:
@@ -245,6 +305,7 @@ class _Unreadable(Exception):
     def __init__(self, line: int, index: int, rule: str, *, final: bool = False) -> None:
         super().__init__(rule)
         self.line, self.index, self.final = line, index, final
+        self.told = ("", "")  # kind and name, as far as they were read
 
 
 class _Reader:
@@ -258,6 +319,8 @@ class _Reader:
         self.started = 0  # the document being read
         self.anchors: dict[str, _Anchored] = {}
         self.lines: dict[Path, int] = {}
+        self.texts: dict[Path, str] = {}
+        self.told: dict[Path, str] = {}
         self.values = self.aliases = self.deepest = 0
 
     def documents(self) -> Iterator[Document]:
@@ -266,11 +329,11 @@ class _Reader:
         try:
             for event in self.events:
                 if isinstance(event, yaml.DocumentStartEvent):
-                    self.anchors, self.lines = {}, {}
+                    self.anchors, self.lines, self.texts, self.told = {}, {}, {}, {}
                     self.started = self._index(event)
                     value = self._node(next(self.events), ())
                     self._refuse_foreign(self._index(next(self.events)))
-                    yield Document(value, self.lines)
+                    yield Document(value, self.lines, self.texts)
         except yaml.MarkedYAMLError as err:
             mark: Any = err.problem_mark or err.context_mark
             rule = str(err.problem or err.context)
@@ -301,7 +364,10 @@ class _Reader:
 
     def _collection(self, event: Any, path: Path) -> Any:
         if isinstance(event, yaml.ScalarEvent):
-            return self._scalar(event)
+            value = self._scalar(event)
+            if isinstance(value, int | float) and json.dumps(value) != event.value:
+                self.texts[path] = event.value
+            return value
         if event.tag not in {None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
             raise self._error(event, f"tag {event.tag} is not supported")
         if isinstance(event, yaml.MappingStartEvent):
@@ -318,7 +384,9 @@ class _Reader:
                 raise self._error(event, f'key "{event.value}" is given twice, first on line {first}')
             # The line of a field is its key's: that of a block value is the next one.
             self.lines[(*path, event.value)] = self._line(event)
-            value[event.value] = self._node(next(self.events), (*path, event.value))
+            value[event.value] = below = self._node(next(self.events), (*path, event.value))
+            if isinstance(below, str) and (*path, event.value) in _TELLING:
+                self.told[(*path, event.value)] = below
         return value
 
     def _sequence(self, path: Path) -> list[Any]:
@@ -360,7 +428,12 @@ class _Reader:
         here = next((at for at in self.foreign if self.begin <= at < end), None)
         if here is not None:
             line = self.line + self.text.count("\n", self.begin, here)
-            raise _Unreadable(line, here, f"character U+{self.foreign[here]:04X} is not allowed in YAML")
+            code = self.foreign[here]
+            if 0xDC80 <= code <= 0xDCFF:  # how Python's surrogateescape passes on what it cannot decode
+                raise _Unreadable(
+                    line, here, f"byte 0x{code - 0xDC00:02x} is not UTF-8; save the file as UTF-8"
+                )
+            raise _Unreadable(line, here, f"character U+{code:04X} is not allowed in YAML")
 
     def _error(self, event: Any, rule: str, *, final: bool = False) -> _Unreadable:
         return _Unreadable(self._line(event), self._index(event), rule, final=final)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import ConfigError
 from fabric.model.base import Path as FieldPath
 from fabric.model.base import Resource
-from fabric.model.wire import Problem
-from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable
+from fabric.model.ippool import IPPool
+from fabric.model.wire import NO_SUCH_FIELD, Problem, shown
+from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable, with_unknown
 
 STDIN = "-"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -19,10 +20,16 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A resource as a file gives it; `where` is FILE:LINE."""
+    """A resource as a file gives it; `where` is FILE:LINE.
+
+    `unknown` are the fields that its kind does not have, each with the message that refuses it: a change keeps those
+    that are stored already. `place` is FILE:LINE of a field.
+    """
 
     resource: Resource
     where: str
+    unknown: tuple[tuple[FieldPath, str], ...] = ()
+    place: Callable[[FieldPath], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +64,60 @@ def read(names: Sequence[str], *, recursive: bool = False) -> list[Given]:
 
     Raises:
         ConfigError: with every mistake in every file, a line each, and the last one that nothing was changed;
-            so call it before the first change.
+            so call it before the first change. Fields that a kind does not have are `unknown` if they are all.
     """
     found: list[Given] = []
     errors: list[str] = []
+    broken = False
     for document in documents(names, recursive=recursive):
+        given = _given(document)
+        found += [given] if given else []
+        broken = broken or given is None
         errors += document.errors()
-        if isinstance(document.entry.read, Resource):
-            found.append(Given(document.entry.read, document.where()))
-    if errors:
+    if broken:
         joint = "\n" if len(errors) > 1 else "; "
         raise ConfigError("\n".join(errors) + joint + "nothing was changed")
     return found
+
+
+def _given(document: Document) -> Given | None:
+    """Return what `document` gives, or None if more is wrong with it than fields that its kind does not have."""
+    if not all(problem.rule.startswith(NO_SUCH_FIELD) for problem in document.problems):
+        return None
+    read = with_unknown(document.entry)
+    if not isinstance(read, Resource):
+        return None
+    unknown = zip((problem.path for problem in document.problems), document.errors(), strict=True)
+    return Given(read, document.where(), tuple(unknown), document.where)
+
+
+def among(found: Sequence[Document]) -> list[tuple[Problem, ...]]:
+    """Return, for each of `found`, what is wrong between it and the others: given twice, or pools that overlap."""
+    first: dict[tuple[str, str, str, str], Document] = {}
+    pools = [d.entry.read for d in found if isinstance(d.entry.read, IPPool)]
+    problems = []
+    for document in found:
+        resource = document.entry.read
+        wrong: list[Problem] = []
+        if isinstance(resource, Resource):
+            metadata = resource.metadata
+            key = (resource.api_version, resource.kind, metadata.namespace or "default", metadata.name)
+            if (other := first.setdefault(key, document)) is not document:
+                rule = f"this {resource.kind} is given twice, first at {other.where()}"
+                wrong.append(Problem(("metadata", "name"), shown(metadata.name), rule))
+        if isinstance(resource, IPPool):
+            wrong += [_overlap(resource, pool) for pool in pools if _overlaps(resource, pool)]
+        problems.append(tuple(wrong))
+    return problems
+
+
+def _overlaps(pool: IPPool, other: IPPool) -> bool:
+    return pool.metadata.name != other.metadata.name and pool.spec.cidr.overlaps(other.spec.cidr)
+
+
+def _overlap(pool: IPPool, other: IPPool) -> Problem:
+    rule = f"overlaps IPPool {other.metadata.name} ({other.spec.cidr})"
+    return Problem(("spec", "cidr"), shown(str(pool.spec.cidr)), rule)
 
 
 def documents(names: Sequence[str], *, recursive: bool = False) -> Iterator[Document]:
@@ -123,13 +172,7 @@ def _file(name: str) -> Iterator[Document]:
     if len(data) > MAX_BYTES:
         yield _unreadable(name, TOO_LARGE)
         return
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + 1
-        yield _unreadable(name, f"byte 0x{data[err.start]:02x} is not UTF-8; save the file as UTF-8", line)
-        return
-    for entry in entries(text):
+    for entry in entries(data.decode(errors="surrogateescape")):
         yield Document(_shown(name), entry)
 
 

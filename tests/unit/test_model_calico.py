@@ -19,12 +19,14 @@ TAKEN = [
     ("Node", "{bgp: {ipv4Address: 10.0.0.1, ipv4IPIPTunnelAddr: ''}, ipv4VXLANTunnelAddr: ''}",
      {"bgp": {"ipv4Address": "10.0.0.1/32"}}),
     ("HostEndpoint", "{node: n1, interfaceName: '', expectedIPs: [10.0.0.1]}", {"expectedIPs": ["10.0.0.1"]}),
-    ("WorkloadEndpoint", "{node: n1, interfaceName: '', mac: '', ipv4Gateway: ''}", {"node": "n1"}),
+    ("WorkloadEndpoint",
+     "{node: n1, orchestrator: x, workload: w, endpoint: e, interfaceName: '', mac: '', ipv4Gateway: ''}",
+     {"node": "n1"}),
     ("StagedNetworkPolicy", "{stagedAction: '', selector: all()}", {"stagedAction": "Set"}),
     ("FelixConfiguration", "{bpfLogLevel: '', logSeverityScreen: '', floatingIPs: Disabled, reportingInterval: 0s}",
      {"floatingIPs": "Disabled", "reportingInterval": "0s"}),
     # An address where a prefix may stand, and a prefix with host bits where Calico cuts them off.
-    ("WorkloadEndpoint", "{node: n1, ipNetworks: [10.0.0.1, 'fd00::1/128']}",
+    ("WorkloadEndpoint", "{node: n1, orchestrator: x, workload: w, endpoint: e, ipNetworks: [10.0.0.1, 'fd00::1/128']}",
      {"ipNetworks": ["10.0.0.1/32", "fd00::1/128"]}),
     ("BGPConfiguration", "{serviceExternalIPs: [{cidr: 172.217.3.5}]}",
      {"serviceExternalIPs": [{"cidr": "172.217.3.5/32"}]}),
@@ -39,16 +41,15 @@ TAKEN = [
     ("HostEndpoint", "{node: n1, interfaceName: '*', ports: [{name: http, port: 80, protocol: tcp}]}",
      {"ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}),
     ("NetworkPolicy", "{ingress: [{action: Allow, protocol: '6', destination: {ports: ['80', '80:90', http]}}]}",
-     {"ingress": [{"action": "Allow", "protocol": 6, "destination": {"ports": [80, "80:90", "http"]}}]}),
+     {"ingress": [{"action": "Allow", "protocol": 6, "source": {}, "destination": {"ports": [80, "80:90", "http"]}}]}),
     ("Profile", "{labelsToApply: {pcns.projectcalico.org/name: a}, ingress: [{action: Allow}]}",
      {"labelsToApply": {"pcns.projectcalico.org/name": "a"}}),
 ]  # fmt: skip
 
 
 def document(kind: str, spec: str, metadata: str = "") -> str:
-    return (
-        f"apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {{name: x, {metadata}}}\nspec: {spec}\n"
-    )
+    name = "" if kind == "WorkloadEndpoint" else "name: x, "  # that follows from its spec
+    return f"apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {{{name}{metadata}}}\nspec: {spec}\n"
 
 
 @pytest.mark.parametrize(("kind", "spec", "written"), TAKEN)

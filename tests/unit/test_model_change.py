@@ -103,12 +103,12 @@ def test_an_unknown_stored_field_is_not_taken_for_a_known_one_of_the_same_python
 def test_the_labels_that_endpoints_get_on_writing_are_no_change() -> None:
     tree = {
         "kind": "WorkloadEndpoint",
-        "metadata": {"name": "x", "namespace": "default"},
-        "spec": {"orchestrator": "cni"},
+        "metadata": {"name": "n-cni-c-eth0", "namespace": "default"},
+        "spec": {"orchestrator": "cni", "node": "n", "containerID": "c", "endpoint": "eth0"},
     }
     endpoint = from_json(to_json(from_json(json.dumps(tree))))
-    metadata = "{name: x, namespace: default}"
-    assert applied(endpoint, wanted("WorkloadEndpoint", "{orchestrator: cni}", metadata)) is endpoint
+    spec = "{orchestrator: cni, node: n, containerID: c, endpoint: eth0}"
+    assert applied(endpoint, wanted("WorkloadEndpoint", spec, "{namespace: default}")) is endpoint
 
 
 @pytest.mark.parametrize(
@@ -238,14 +238,14 @@ def test_a_copy_of_labels_that_are_no_longer_so_is_dropped_and_one_of_the_name_s
     tier = {"projectcalico.org/tier": "default"}
     metadata = {"labels": {"a": "1", **tier}, "annotations": annotations}
     policy = at_revision(stored("NetworkPolicy", {"types": ["Ingress"]}, **metadata), 7)
-    after = annotations if kept else {"note": "x"}
+    after = annotations if kept else {COPY: '{"name":"x"}', "note": "x"}
     for changed in (
         labelled(policy, {"b": "2"}, (), overwrite=False),
         patched(policy, {"metadata": {"labels": {"a": None}}}, "merge"),
         applied(policy, wanted("NetworkPolicy", "{types: [Ingress]}", "{name: x, labels: {c: '3'}}")),
     ):
         assert changed.metadata.labels != policy.metadata.labels
-        assert changed.metadata.annotations == after
+        assert written(changed)["metadata"]["annotations"] == after
     spec = patched(policy, {"spec": {"order": 1}}, "merge")
     assert spec.metadata.annotations == annotations
 
@@ -256,6 +256,24 @@ def test_a_file_with_a_copy_of_labels_applied_again_changes_nothing() -> None:
         "IPPool", "{cidr: 10.0.0.0/16}", f"{{name: x, annotations: {{note: x, {COPY}: '{OF_KUBERNETES}'}}}}"
     )
     assert applied(pool, file) is pool
+
+
+@pytest.mark.parametrize("kind", ["Profile", "NetworkPolicy"])
+def test_a_rule_stored_without_its_two_ends_is_the_same_as_one_with_them(kind: str) -> None:
+    written_by_hand = {
+        "kind": kind,
+        "apiVersion": "projectcalico.org/v3",
+        "metadata": {"name": "x", "labels": {"projectcalico.org/tier": "default"}},
+        "spec": {"ingress": [{"action": "Allow"}], **({} if kind == "Profile" else {"types": ["Ingress"]})},
+    }
+    before = at_revision(from_json(json.dumps(written_by_hand)), 7)
+    file = wanted(
+        kind,
+        "{ingress: [{action: Allow}]}",
+        "{name: x, labels: {projectcalico.org/tier: default}}",
+    )
+    assert applied(before, file) is before
+    assert written(file)["spec"]["ingress"] == [{"action": "Allow", "source": {}, "destination": {}}]
 
 
 def test_a_replacement_keeps_who_it_is_and_drops_the_rest() -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fabric.model.base import Model, Unknown
-from fabric.model.effects import ACTING, acts, not_used
+from fabric.model.effects import ACTING, acts, effect, not_used
 from fabric.model.kinds import KINDS
 from fabric.model.wire import from_json
 from tests import reference
@@ -66,6 +66,13 @@ def test_what_is_set_and_changes_nothing_is_named(kind: str, spec: object, paths
     ("kind", "name", "spec", "paths"),
     [
         ("BGPConfiguration", "node.a", {"asNumber": 65000}, ("spec.asNumber",)),
+        (
+            "BGPConfiguration",
+            "node.a",
+            {"nodeToNodeMeshEnabled": False, "serviceClusterIPs": [{"cidr": "10.96.0.0/16"}]},
+            ("spec.nodeToNodeMeshEnabled", "spec.serviceClusterIPs"),
+        ),
+        ("BGPConfiguration", "node.a", {"nodeToNodeMeshEnabled": True}, ("spec.nodeToNodeMeshEnabled",)),
         ("BGPConfiguration", "other", {}, ("",)),
         ("FelixConfiguration", "node.a", {"ipForwarding": "Disabled"}, ()),
         ("FelixConfiguration", "rack", {"nodeSelector": "all()", "ipForwarding": "Disabled"}, ()),
@@ -76,6 +83,12 @@ def test_the_name_decides_whether_settings_count(
     kind: str, name: str, spec: object, paths: tuple[str, ...]
 ) -> None:
     assert unused(kind, spec, name) == paths
+
+
+def test_a_pools_tunnel_is_said_to_act_in_part() -> None:
+    told = "gives nodes tunnel addresses; traffic is not tunnelled yet"
+    assert [effect("IPPool", path) for path in ("spec.ipipMode", "spec.vxlanMode")] == [told, told]
+    assert effect("IPPool", "spec.natOutgoing") == "kept, not used"
 
 
 def test_what_acts_is_a_field_that_exists() -> None:

@@ -33,11 +33,22 @@ def test_calicoctls_short_words_mean_what_they_mean_there(word: str, kind: str) 
     assert lookup(word).name == kind
 
 
-def test_an_unknown_word_is_answered_with_the_one_that_is_close_or_with_all() -> None:
+def test_an_unknown_word_is_answered_with_the_one_that_is_close_or_with_where_they_are() -> None:
     with pytest.raises(ConfigError, match=r'^kind "IPPol" is not known; did you mean ippool\?$'):
         lookup("IPPol")
-    with pytest.raises(ConfigError, match=r'^kind "xyz" is not known; the kinds are .*, ippool, .*, tier,'):
+    with pytest.raises(
+        ConfigError, match=r'^kind "xyz" is not known; `fabricctl get --help` lists the kinds$'
+    ):
         lookup("xyz")
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [("np,ippool", "one kind at a time"), ("np/web", "give `np web`"), ("pool/", "give `pool NAME`")],
+)
+def test_a_word_that_is_more_than_a_kind_is_answered_with_how_to_say_it(word: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=cure):
+        lookup(word)
 
 
 def test_names_lead_to_the_class() -> None:

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,10 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
-def rewritten(text: str) -> dict[str, object]:
+COPY = "projectcalico.org/metadata"
+
+
+def rewritten(text: str) -> dict[str, Any]:
     value = json.loads(to_json(from_json(text)))
     assert isinstance(value, dict)
     return value
@@ -59,7 +63,34 @@ def test_types_follow_from_the_rules_where_none_are_given(kind: str, spec: objec
 def test_a_policy_without_a_tier_is_of_the_default_one(tier: dict[str, str]) -> None:
     written = rewritten(resource("NetworkPolicy", tier, labels={"a": "b", "projectcalico.org/tier": "old"}))
     assert written["spec"] == {"tier": "default", "types": ["Ingress"]}
-    assert written["metadata"] == {"name": "x", "labels": {"a": "b", "projectcalico.org/tier": "default"}}
+    assert written["metadata"]["labels"] == {"a": "b", "projectcalico.org/tier": "default"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "copied"),
+    [
+        ("NetworkPolicy", True),
+        ("GlobalNetworkPolicy", True),
+        ("StagedNetworkPolicy", True),
+        ("StagedGlobalNetworkPolicy", True),
+        ("StagedKubernetesNetworkPolicy", False),
+        ("Profile", False),
+    ],
+)
+def test_policies_of_a_tier_are_written_with_a_copy_of_their_name(kind: str, copied: bool) -> None:
+    annotations = rewritten(resource(kind, {}, annotations={"note": "y"}))["metadata"]["annotations"]
+    assert annotations == {"note": "y", **({COPY: '{"name":"x"}'} if copied else {})}
+
+
+@pytest.mark.parametrize(
+    ("copy", "written"),
+    [('{"name":"old"}', '{"name":"x"}'), ('{"name":"old","uid":"u"}', '{"name":"old","uid":"u"}')],
+)
+def test_a_copy_of_another_name_alone_is_mended_and_one_that_holds_more_is_kept(
+    copy: str, written: str
+) -> None:
+    value = rewritten(resource("NetworkPolicy", {}, annotations={COPY: copy}))
+    assert value["metadata"]["annotations"] == {COPY: written}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +140,7 @@ WRONG_RULES = [
         ".source.services",
         "exclude nets, selectors and serviceAccounts",
     ),
-    ({**ALLOW, "source": {"services": {}}}, ".source.services.name", "is required"),
+    ({**ALLOW, "source": {"services": {"namespace": "a"}}}, ".source.services.name", "is required"),
     (
         {**ALLOW, "destination": SERVICE},
         ".destination.services",
@@ -156,7 +187,7 @@ def test_an_egress_rule_that_cannot_mean_anything_is_refused(
 def test_services_are_the_source_of_ingress_with_ports_and_the_destination_of_egress() -> None:
     spec = {
         "ingress": [{**ALLOW, "protocol": "TCP", "source": SERVICE, "destination": {"ports": [80]}}],
-        "egress": [{**ALLOW, "destination": SERVICE}],
+        "egress": [{**ALLOW, "source": {}, "destination": SERVICE}],
     }
     assert rewritten(resource("GlobalNetworkPolicy", spec))["spec"] == {
         "tier": "default",

@@ -240,7 +240,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         ),
         (
             "BGPConfiguration",
-            {"communities": [{"name": "a", "value": "1:70000"}]},
+            {"communities": [{"name": "a", "value": "1:70000"}], "prefixAdvertisements": [{"cidr": "::/0"}]},
             f'spec.communities[0].value: "1:70000": {COMMUNITY}',
         ),
         (
@@ -338,7 +338,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         ),
         (
             "BGPConfiguration",
-            {"communities": [{"name": "a", "value": "1"}]},
+            {"communities": [{"name": "a", "value": "1"}], "prefixAdvertisements": [{"cidr": "::/0"}]},
             f'spec.communities[0].value: "1": {COMMUNITY}',
         ),
         (
@@ -348,7 +348,7 @@ WRONG_FAMILY = {"bgp": {"ipv4Address": "fd00::1/64"}}
         ),
         (
             "WorkloadEndpoint",
-            {"ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "fd00::1"}]},
+            {"ipNetworks": ["10.0.0.1/32"], "ipNATs": [{"internalIP": "10.0.0.1", "externalIP": "fd00::1"}]},
             'spec.ipNATs[0].externalIP: "fd00::1": must be of the family of internalIP',
         ),
         (
@@ -428,6 +428,11 @@ def test_no_address_has_a_scope_id(kind: str, spec: str, scope: str) -> None:
 def test_garbage_in_the_store_is_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError):
         from_json(text)
+
+
+def test_a_value_that_was_cut_off_is_told_in_plain_words() -> None:
+    with pytest.raises(ConfigError, match=r"^stored value is no JSON: it ends inside an object at line 1"):
+        from_json('{"kind":"Node"')
 
 
 json_values = st.recursive(

@@ -1,5 +1,6 @@
 """What `apply`, `validate` and `convert` read: which files there are, and every mistake in them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import ConfigError
+from fabric.model.ippool import IPPool
 from fabric.ops import files
 
 HEAD = "apiVersion: projectcalico.org/v3\nkind: {}\nmetadata:\n  name: {}\n"
@@ -182,12 +184,8 @@ AS = "at most 4294967295"
     ("text", "mistake"),
     [
         pytest.param(
-            POOL + "  blokSize: 26\n", "7: spec.blokSize: no such field; did you mean blockSize?", id="typo"
-        ),
-        pytest.param(POOL + "  colour: red\n", "7: spec.colour: no such field", id="unknown field"),
-        pytest.param(
             PEER + "  asNumber: 1.10\n",
-            '7: spec.asNumber: 1.1: must be a whole number; a dotted AS number is put in quotes: "1.10"',
+            '7: spec.asNumber: 1.10: must be a whole number; a dotted AS number is put in quotes: "1.10"',
             id="AS as a fraction",
         ),
         pytest.param(
@@ -242,3 +240,37 @@ def test_a_mistake_of_an_operator_is_named_with_its_line(tmp_path: Path, text: s
     path = tmp_path / "f.yaml"
     path.write_text(text)
     assert refusal(path) == f"{path}:{mistake}; nothing was changed"
+
+
+def test_fields_that_a_kind_does_not_have_are_told_apart_and_kept_unless_more_is_wrong(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(POOL + "  blokSize: 26\n")
+    [given] = files.read([str(path)])
+    told = f"{path}:7: spec.blokSize: no such field; did you mean blockSize?"
+    assert given.unknown == ((("spec", "blokSize"), told),)
+    assert isinstance(given.resource, IPPool)
+    assert given.resource.spec.model_extra == {"blokSize": 26}
+    path.write_text(POOL + "  blokSize: 26\n  blockSize: 99\n")
+    assert told in refusal(path)
+    assert len(refusal(path).splitlines()) == 3
+
+
+def test_pools_over_one_another_and_an_object_given_twice_are_found_in_the_files_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "f.yaml"
+    other = POOL.replace("name: p", "name: other")
+    path.write_text("---\n".join((POOL, node("n1"), other, node("n1"))))
+    documents = list(files.documents([str(path)]))
+    lines = [
+        line for d, wrong in zip(documents, files.among(documents), strict=True) for line in d.errors(wrong)
+    ]
+    overlap = (
+        "spec.cidr: "
+        + json.dumps(str(documents[0].entry.document.value["spec"]["cidr"]))
+        + ": overlaps IPPool "
+    )
+    assert [overlap in line for line in lines] == [True, True, False]
+    assert f'metadata.name: "n1": this Node is given twice, first at {path}:' in lines[2]
