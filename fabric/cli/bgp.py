@@ -12,9 +12,19 @@ from fabric.cli import output
 from fabric.cli.options import Output
 from fabric.cli.output import Format
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-routes_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-app.add_typer(routes_app, name="routes", help="Routes received, best, or advertised.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Show sessions and routes of this node.\n\nExample: fabricctl bgp peers",
+)
+routes_app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Show routes received, best, or advertised.\n\nExample: fabricctl bgp routes best",
+)
+app.add_typer(routes_app, name="routes")
 
 
 class Table(StrEnum):

@@ -105,6 +105,12 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("NODE", cell=_peer_of),
         Column("ASN", "spec.asNumber"),
     ),
+    "BlockAffinity": (
+        NAME,
+        Column("CIDR", "spec.cidr"),
+        Column("NODE", "spec.node"),
+        Column("STATE", "spec.state"),
+    ),
     "CalicoNodeStatus": (NAME, Column("NODE", "spec.node"), Column("CLASSES", "spec.classes", wide=True)),
     "ClusterInformation": (
         NAME,
@@ -128,6 +134,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("AUTOALLOCATEBLOCKS", "spec.autoAllocateBlocks", "false"),
         Column("MAXBLOCKSPERHOST", "spec.maxBlocksPerHost", "0", wide=True),
     ),
+    "IPAMBlock": (NAME, Column("CIDR", "spec.cidr"), Column("AFFINITY", "spec.affinity")),
     "IPPool": (
         NAME,
         Column("CIDR", "spec.cidr"),
@@ -151,7 +158,11 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "StagedGlobalNetworkPolicy": _POLICY,
     "StagedKubernetesNetworkPolicy": (NAME, Column("PODSELECTOR", "spec.podSelector.matchLabels", wide=True)),
     "StagedNetworkPolicy": _POLICY,
-    "Tier": (NAME, Column("ORDER", "spec.order")),
+    "Tier": (
+        NAME,
+        Column("ORDER", "spec.order"),
+        Column("DEFAULTACTION", "spec.defaultAction", wide=True),
+    ),
     "WorkloadEndpoint": (
         Column("NAME", "metadata.name", wide=True),
         Column("WORKLOAD", cell=_workload),

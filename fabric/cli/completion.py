@@ -19,10 +19,10 @@ FILE = click.Path()  # `click_type` of an option that is a file: the shell itsel
 # Spelled out here, since importing the kinds takes longer than a shell's user waits; a test holds the list.
 KINDS = (
     "bgpconfiguration", "bgpfilter", "bgppeer", "blockaffinity", "caliconodestatus", "clusterinformation",
-    "felixconfiguration", "globalnetworkpolicy", "globalnetworkset", "hostendpoint", "ipamconfiguration", "ippool",
-    "ipreservation", "kubecontrollersconfiguration", "livemigration", "networkpolicy", "networkset", "node",
-    "profile", "stagedglobalnetworkpolicy", "stagedkubernetesnetworkpolicy", "stagednetworkpolicy", "tier",
-    "workloadendpoint",
+    "felixconfiguration", "globalnetworkpolicy", "globalnetworkset", "hostendpoint", "ipamconfiguration",
+    "ipamblock", "ipamhandle", "ippool", "ipreservation", "kubecontrollersconfiguration", "livemigration",
+    "networkpolicy", "networkset", "node", "profile", "stagedglobalnetworkpolicy",
+    "stagedkubernetesnetworkpolicy", "stagednetworkpolicy", "tier", "workloadendpoint",
 )  # fmt: skip
 
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from fabric.ops.ipam import Checked, Contents
     from fabric.store.kv import Listing
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Show how full pools are, what is wrong with them, and put it right.\n\nExample: fabricctl ipam show",
+)
 
 Dump = Annotated[
     str | None,
@@ -36,7 +41,7 @@ Dump = Annotated[
 ]
 
 _SHOWN = 10  # findings of one kind that are listed unless all are asked for
-_EXACT = 10**9  # numbers from here on are rounded to five digits: IPv6 pools have 2^64 addresses
+_EXACT = 10**9  # IPv6 pools have 2^64 addresses: powers of two from here on are written as such
 
 
 @app.command()
@@ -280,7 +285,8 @@ def _use(use: Use) -> tuple[str, ...]:
 
 
 def _number(n: int) -> str:
-    return str(n) if n < _EXACT else f"{n:.5g}"
+    power = n.bit_length() - 1
+    return f"2^{power}" if n >= _EXACT and n == 1 << power else str(n)
 
 
 def _pool(pool: PoolUse) -> dict[str, Any]:

@@ -15,7 +15,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Run a containerlab topology in namespaces, without Docker.",
+    help="Run a containerlab topology in namespaces, without Docker.\n\n"
+    "Example: fabricctl lab up containerlab/quickstart.clab.yml",
 )
 
 File = Annotated[

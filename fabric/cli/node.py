@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     from fabric.ops.findings import Finding
     from fabric.ops.join import Peer
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Join this host to the fabric, look at it, take it out again.\n\nExample: fabricctl node status",
+)
 
 
 @app.command()
@@ -128,7 +133,7 @@ def start(
         return
     output.note("waiting for agent and speaker ..." if process else "agent and speaker run already")
     status = op.wait_working(process)
-    said = "is ready" if status["ready"] else "works without etcd, from its copy of the datastore"
+    said = "is ready" if status["ready"] else f"works; its datastore is {_datastore(status['datastore'])}"
     print(f"node {config.node} {said}")
 
 

@@ -93,12 +93,15 @@ def etcd_flags(
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     """Return `KEY=VALUE` texts as a mapping."""
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise typer.BadParameter(f'"{text}" is not KEY=VALUE', param_hint=option)
-        found[key] = value
+        if found.setdefault(key, value) != value:
+            raise typer.BadParameter(
+                f'"{key}" is given two values, "{found[key]}" and "{value}"', param_hint=option
+            )
     return found
 
 

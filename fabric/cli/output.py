@@ -45,7 +45,7 @@ def _fitted(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold cyan")
     for heading, (_, *cells) in zip(headings, columns, strict=True):
         # Where it is tight, headings are broken first: names are copied from a table, headings are not.
-        limit = None if fits else max(NARROW, *cells)
+        limit = None if fits else max([NARROW, *cells])
         lines.add_column(heading, overflow="fold", max_width=limit)
     for row in rows:
         lines.add_row(*map(Text, row))

@@ -35,6 +35,10 @@ class How(StrEnum):
     JSON = "json"
 
 
+def _forms(incomplete: str) -> list[str]:
+    return [form for form in (*FORMS, JSONPATH) if form.startswith(incomplete)]
+
+
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
 ]
@@ -53,7 +57,7 @@ MaybeKind = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The object's name.")]
 
 
-@app.command()
+@app.command(epilog=f"Kinds: {', '.join(completion.KINDS)}.")
 def get(
     kind: MaybeKind = None,
     names: Annotated[
@@ -66,7 +70,14 @@ def get(
         bool, typer.Option("-A", "--all-namespaces", help="Those of every namespace.")
     ] = False,
     form: Annotated[
-        str, typer.Option("-o", "--output", metavar="FORM", help=f"{', '.join(FORMS)} or {JSONPATH}TEMPLATE.")
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FORM",
+            help=f"{', '.join(FORMS)} or {JSONPATH}TEMPLATE.",
+            autocompletion=_forms,
+        ),
     ] = "table",
 ) -> None:
     """Show resources: all of a kind, those named, or those that files describe.
@@ -226,7 +237,8 @@ def delete(
 ) -> None:
     """Delete the resources that are named, or that files describe.
 
-    A pool is disabled first, then its blocks are released; addresses in use stay valid.
+    A pool is disabled first, then its blocks are released; addresses in use stay valid. A node goes even if it is
+    alive, and its blocks and endpoints stay: `fabricctl node leave` on the node gives them back first.
 
     Example: fabricctl delete bgppeer tor1 tor2
     """
@@ -348,9 +360,9 @@ def _planned(changes: Sequence[Change]) -> Any:
     from fabric.ops.refuse import refuse
 
     async def work(kv: KeyValueStore) -> list[Step]:
-        steps = await change.plan(kv, changes)
+        steps, refusals = await change.decided(kv, changes)
         host = await pools.host_subnets() if any(c.kind == "IPPool" for c in changes) else []
-        for line in await refuse(kv, steps, host):
+        for line in await refuse(kv, steps, host, refusals):
             output.note(f"warning: {line}")
         return steps
 
@@ -360,7 +372,7 @@ def _planned(changes: Sequence[Change]) -> Any:
 def _change(changes: Sequence[Change], dry_run: bool) -> None:
     """Carry the changes out, a line each as it is done."""
     from fabric.cli.store import with_store
-    from fabric.ops import change
+    from fabric.ops import change, cluster
 
     async def all_of_them(kv: KeyValueStore) -> None:
         steps = await _planned(changes)(kv)
@@ -368,6 +380,8 @@ def _change(changes: Sequence[Change], dry_run: bool) -> None:
             for step in steps:
                 print(f"{step.change.what}: {step.verb} (dry run)")
             return
+        if any(step.after and step.verb is not change.Verb.UNCHANGED for step in steps):
+            await cluster.found(kv)
         async for step in change.carry_out(kv, steps):
             print(f"{step.change.what}: {step.verb}", flush=True)
 

@@ -15,10 +15,11 @@ from enum import StrEnum
 
 from fabric.errors import ConfigError, Conflict, FabricError, NotFound, Taken
 from fabric.model import change as becomes
-from fabric.model.base import Resource
+from fabric.model.base import Path, Resource, tree
 from fabric.model.change import PatchType, stamped
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import Kind
+from fabric.model.wire import dotted
 from fabric.ops import pools, resources
 from fabric.ops.files import Given
 from fabric.store.kv import Delete, Guard, KeyValue, KeyValueStore, Put, Txn
@@ -45,7 +46,7 @@ class Change:
 
     `decide` returns what it was given where nothing is to change; without it the object is deleted.
     `what` is how messages call it, and `where` FILE:LINE, empty when it was named on the command line;
-    `revision` is the one that must be stored, as text, empty for any.
+    `revision` is the one that must be stored, as text, empty for any; `unknown` and `place` are those of `Given`.
     """
 
     key: str
@@ -55,6 +56,13 @@ class Change:
     decide: Decide | None = None
     revision: str = ""
     may_be_absent: bool = False
+    unknown: tuple[tuple[Path, str], ...] = ()
+    place: Callable[[Path], str] | None = None
+
+    def told(self, path: Path, value: str, rule: str) -> str:
+        """Return what is wrong with a field, as files' own mistakes are told."""
+        where = self.place(path) if self.place else str(self)
+        return f"{where}: {dotted(path)}: {value}: {rule}"
 
     @property
     def name(self) -> str:
@@ -140,7 +148,9 @@ def _of(given: Given, decide: Decide | None, *, versioned: bool = True) -> Chang
     resource = given.resource
     version = resource.metadata.resource_version if versioned else ""
     key, what = resources.key_of(resource), resources.name_of(resource)
-    return Change(key, resource.kind, what, given.where, decide, version)
+    return Change(
+        key, resource.kind, what, given.where, decide, version, unknown=given.unknown, place=given.place
+    )
 
 
 def _to_named(kind: Kind, name: str, namespace: str | None, decide: Callable[[Resource], Resource]) -> Change:
@@ -166,7 +176,7 @@ def gather(
     problems = []
     for one in given:
         try:
-            change = verb(Given(resources.placed(one.resource, namespace), one.where))
+            change = verb(dataclasses.replace(one, resource=resources.placed(one.resource, namespace)))
         except NotFound as err:
             problems.append(f"{one.where}: {err}")
             continue
@@ -184,17 +194,27 @@ async def plan(kv: KeyValueStore, changes: Sequence[Change]) -> list[Step]:
         ConfigError, NotFound, Taken, Conflict: with everything that is in the way, a line each.
         StoreError: etcd did not answer.
     """
-    steps, refusals = [], []
+    steps, refusals = await decided(kv, changes)
+    if len(refusals) == 1:
+        raise type(refusals[0])(f"{refusals[0]}; nothing was written")
+    _refuse([str(err) for err in refusals])
+    return steps
+
+
+async def decided(kv: KeyValueStore, changes: Sequence[Change]) -> tuple[list[Step], list[FabricError]]:
+    """Return what `changes` do to what is stored now, and why some of them must not be made."""
+    steps: list[Step] = []
+    refusals: list[FabricError] = []
     for change in changes:
+        if why := resources.read_only(change.kind, change.name):
+            refusals.append(ConfigError(f"{change}: {why}"))
+            continue
         item = await kv.get(change.key)
         try:
             steps.append(_decided(change, item))
         except (ConfigError, NotFound, Taken, Conflict) as err:
             refusals.append(err)
-    if len(refusals) == 1:
-        raise type(refusals[0])(f"{refusals[0]}; nothing was written")
-    _refuse([str(err) for err in refusals])
-    return steps
+    return steps, refusals
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -206,6 +226,8 @@ def _refuse(problems: Sequence[str]) -> None:
 
 def _decided(change: Change, item: KeyValue | None) -> Step:
     revision = item.revision if item else 0
+    if strange := _not_stored(change.unknown, item):
+        raise ConfigError("\n".join(strange))
     try:
         if change.revision and change.revision != str(revision):
             raise becomes.stale(change.revision, revision)
@@ -218,6 +240,29 @@ def _decided(change: Change, item: KeyValue | None) -> Step:
     if after is before:
         return Step(change, revision, before, after, Verb.UNCHANGED)
     return Step(change, revision, before, after, Verb.CONFIGURED if before else Verb.CREATED)
+
+
+def _not_stored(unknown: Sequence[tuple[Path, str]], item: KeyValue | None) -> list[str]:
+    """Return the mistakes less those that the stored value has too: a newer tool's fields are kept."""
+    if not unknown:
+        return []
+    try:
+        stored: object = tree(resources.decode(item)) if item else None
+    except ConfigError:
+        stored = None
+    return [told for path, told in unknown if not _stands(stored, path)]
+
+
+def _stands(value: object, path: Path) -> bool:
+    for step in path:
+        match value, step:
+            case dict(), str() if step in value:
+                value = value[step]
+            case list(), int() if step < len(value):
+                value = value[step]
+            case _:
+                return False
+    return True
 
 
 def _read(item: KeyValue) -> Resource:

@@ -400,7 +400,13 @@ async def configure(
     """
     for _ in range(ATTEMPTS):
         item = await kv.get(keys.IPAM_CONFIG)
-        before = configuring.from_json(item.value) if item else IPAMConfig()
+        try:
+            before = configuring.from_json(item.value) if item else IPAMConfig()
+        except ConfigError as err:
+            raise ConfigError(
+                f"{keys.IPAM_CONFIG}: cannot be read: {err}; nothing was changed; "
+                "`fabricctl delete ipamconfiguration default` takes it away, then configure it again"
+            ) from err
         config = replace(
             before,
             strict_affinity=before.strict_affinity if strict_affinity is None else strict_affinity,

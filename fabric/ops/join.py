@@ -26,6 +26,7 @@ from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.model.wire import from_json
 from fabric.ops import change, check, findings, resources
+from fabric.ops import cluster as founding
 from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
@@ -95,7 +96,8 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     for tree in changes:
         _resource(tree)  # refuses a bad name or label before anything is written
     _remember_id(node_id)
-    done = [f"{r.kind} {r.metadata.name}: created" for r in cluster if await change.create_if_absent(kv, r)]
+    made = [*await founding.found(kv), *[r for r in cluster if await change.create_if_absent(kv, r)]]
+    done = [f"{r.kind} {r.metadata.name}: created" for r in made]
     for tree in changes:
         done += await _write(kv, tree, node_id)
     return Registered(tuple(done), tuple(warnings))
@@ -152,12 +154,9 @@ async def _check(kv: KeyValueStore) -> list[str]:
 
 
 async def _cluster(request: Request, there: Sequence[IPPool], addresses: list[HostAddress]) -> list[Resource]:
-    """What a new cluster lacks, in the order to create it; pools only where there are none."""
+    """What a new cluster lacks beside the foundation, in the order to create it; pools only where there are none."""
     mesh = {"nodeToNodeMeshEnabled": False} if request.peers else {}
     made = [
-        _resource(
-            _tree("ClusterInformation", "default", {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True})
-        ),
         _resource(_tree("BGPConfiguration", "default", mesh)),
         namespaces.profile("default"),
     ]

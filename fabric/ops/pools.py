@@ -111,7 +111,7 @@ async def _release(kv: KeyValueStore, pool: IPPool) -> None:
 async def host_subnets() -> list[tuple[str, Prefix]]:
     """Return the subnets of this host, its loopback's too, each with its interface."""
     return [
-        (f"{a.link} of this host", a.address.network)
+        (f"interface {a.link} of this host", a.address.network)
         for a in await facts.addresses()
         if not (a.address.is_link_local or a.link in _TUNNELS)
     ]
@@ -123,5 +123,5 @@ async def node_subnets(kv: KeyValueStore) -> list[tuple[str, Prefix]]:
     for node in (await resources.listing(kv, Node, lookup("node"))).resources:
         bgp = node.spec.bgp
         addresses = (bgp.ipv4_address, bgp.ipv6_address) if bgp else ()
-        found += [(f"with the BGP address of node {node.metadata.name}", a.network) for a in addresses if a]
+        found += [(f"node {node.metadata.name}", a.network) for a in addresses if a]
     return found

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from fabric.errors import ConfigError
+from fabric.errors import ConfigError, FabricError
 from fabric.ipam.pools import HostPrefix, in_use, refusals
 from fabric.ipam.view import View
 from fabric.model import kinds
 from fabric.model.base import Resource, tree
-from fabric.model.effects import WHOLE, not_used
+from fabric.model.effects import WHOLE, effect, not_used
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
@@ -31,16 +31,23 @@ POLICIES = tuple(kind for kind in kinds.KINDS if kind.name.endswith("NetworkPoli
 _POLICY_KINDS = frozenset(kind.name for kind in POLICIES)
 
 
-async def refuse(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPrefix] = ()) -> list[str]:
+async def refuse(
+    kv: KeyValueStore,
+    steps: Sequence[Step],
+    host: Sequence[HostPrefix] = (),
+    refusals: Sequence[FabricError] = (),
+) -> list[str]:
     """Return what to warn of before `steps` are carried out, a line each.
 
     Args:
         host: the subnets of this host, each with its interface.
+        refusals: what is to be refused already, to be told with the rest.
 
     Raises:
         ConfigError: with everything that must not be done, a line each; nothing was written.
     """
     problems = [
+        *map(str, refusals),
         *_read_only(steps),
         *_unstorable(steps),
         *await _tiers(kv, steps),
@@ -48,7 +55,8 @@ async def refuse(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPr
     ]
     if problems:
         joint = "; " if len(problems) == 1 else "\n"
-        raise ConfigError("\n".join(problems) + joint + "nothing was written")
+        error = type(refusals[0]) if refusals and len(problems) == 1 else ConfigError
+        raise error("\n".join(problems) + joint + "nothing was written")
     return [
         *await _nodes(kv, steps),
         *_endpoints(steps),
@@ -136,7 +144,12 @@ async def _pools(kv: KeyValueStore, steps: Sequence[Step], host: Sequence[HostPr
         [pool for step in wanted.values() if isinstance(pool := step.after, IPPool)],
         [*host, *(there for there in await pools.node_subnets(kv) if there[1] not in here)],
     )
-    return [f"{wanted[name].change}: {why}" for name, reasons in found.items() for why in reasons]
+    return [_pool(wanted[name], why) for name, reasons in found.items() for why in reasons]
+
+
+def _pool(step: Step, why: str) -> str:
+    field, value, rule = why.split(" ", 2)
+    return step.change.told(("spec", field), value, rule)
 
 
 async def _pools_in_use(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
@@ -199,8 +212,8 @@ def _not_used(steps: Sequence[Step]) -> Iterator[str]:
         for path in not_used(step.after) if step.after else ():
             if path == WHOLE or _at(step.before, path) != _at(step.after, path):
                 named.setdefault((step.change.kind, path), []).append(str(step.change))
-    for (_, path), names in named.items():
-        yield ": ".join(filter(None, (some(names, 1), path, "kept, not used")))
+    for (kind, path), names in named.items():
+        yield ": ".join(filter(None, (some(names, 1), path, effect(kind, path))))
 
 
 def _at(resource: Resource | None, path: str) -> object:

@@ -15,6 +15,7 @@ from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import Kind, lookup
 from fabric.model.wire import from_json, from_place, to_json
+from fabric.ops import records
 from fabric.store import keys
 from fabric.store.kv import KeyValue, KeyValueStore
 
@@ -22,6 +23,8 @@ R = TypeVar("R", bound=Resource)
 
 # The one kind that is not stored as a resource.
 IPAM_CONFIGURATION = "IPAMConfiguration"
+# The Profile that is stored nowhere: each of Calico's clients knows it.
+DEFAULT_ALLOW = "projectcalico-default-allow"
 
 
 def key_of(resource: Resource) -> str:
@@ -79,6 +82,8 @@ def decode(item: KeyValue) -> Resource:
     match keys.parse(item.key):
         case keys.ResourceKey(plural, namespace, name):
             return at_revision(from_place(item.value, plural, namespace, name), item.revision)
+        case keys.BlockKey() | keys.AffinityKey() | keys.HandleKey():
+            return at_revision(records.resource(item), item.revision)
     text = item.value
     if item.key == keys.IPAM_CONFIG:
         try:
@@ -86,6 +91,15 @@ def decode(item: KeyValue) -> Resource:
         except ValueError as err:
             raise ConfigError(f"stored value is no JSON: {err}") from None
     return at_revision(from_json(text), item.revision)
+
+
+def read_only(kind: str, name: str) -> str:
+    """Return why nobody may write the object, "" where somebody may."""
+    if kind in records.PREFIXES:
+        return "is IPAM's own, and read-only; see `fabricctl ipam`"
+    if (kind, name) == ("Profile", DEFAULT_ALLOW):
+        return "is built in, and read-only"
+    return ""
 
 
 def encode(resource: Resource) -> str:
@@ -104,9 +118,16 @@ async def get(
         NotFound: one does not exist; the message names every one that is missing.
         ConfigError: one cannot be read.
     """
-    found, missing = [], []
+    found: list[Resource] = []
+    missing: list[str] = []
+    own = kind.name in records.PREFIXES
+    others = (await listing(kv, Resource, kind)).resources if own else _built_in(kind)
+    not_stored = {resource.metadata.name: resource for resource in others}
     for name in names:
-        item = await kv.get(key(kind, name, namespace))
+        if name in not_stored:
+            found.append(not_stored[name])
+            continue
+        item = None if own else await kv.get(key(kind, name, namespace))
         if item is not None:
             try:
                 found.append(decode(item))
@@ -147,13 +168,25 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
             continue
         if isinstance(resource, cls):
             found.append(resource)
+    found += [resource for resource in _built_in(kind) if isinstance(resource, cls)]
     return Listed(tuple(found), unreadable)
+
+
+def _built_in(kind: Kind) -> tuple[Resource, ...]:
+    """Return what there is of `kind` and stored nowhere."""
+    if kind.name != "Profile":
+        return ()
+    from fabric.model.namespaces import default_allow  # only here: rules take long to import
+
+    return (default_allow(DEFAULT_ALLOW),)
 
 
 async def _items(kv: KeyValueStore, kind: Kind, namespace: str | None) -> Iterable[KeyValue]:
     if kind.name == IPAM_CONFIGURATION:
         item = await kv.get(keys.IPAM_CONFIG)
         return [item] if item else []
+    if kind.name in records.PREFIXES:
+        return (await kv.list(records.PREFIXES[kind.name])).items
     prefix = keys.resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
     return (await kv.list(prefix)).items
 

@@ -18,6 +18,7 @@ kind: IPPool
 metadata: {name: a}
 spec: {cidr: 10.99.0.0/24}
 """
+FOUNDATION = 4  # what the first write to an empty datastore makes: ClusterInformation and three tiers
 POLICY = """
 apiVersion: projectcalico.org/v3
 kind: NetworkPolicy
@@ -68,12 +69,22 @@ def test_apply_creates_then_says_unchanged_and_writes_nothing(etcd: EtcdServer) 
     assert ok(etcd, "apply", "-f", "-", "--dry-run", text=text) == told.format("created (dry run)")
     before = revision(etcd)
     assert ok(etcd, "apply", "-f", "-", text=text) == told.format("created")
-    assert revision(etcd) == before + 2
+    written = revision(etcd)
+    assert written == before + 2 + FOUNDATION
     assert ok(etcd, "apply", "-f", "-", text=text) == told.format("unchanged")
     assert ok(etcd, "get", "ippool", "a", "-o", "yaml", text=text).count("resourceVersion: ") == 1
     printed = ok(etcd, "get", "np", "-A", "-o", "json")
     assert ok(etcd, "apply", "-f", "-", text=printed) == "NetworkPolicy default/web: unchanged\n"
-    assert revision(etcd) == before + 2
+    assert revision(etcd) == written
+    rows = [line.split() for line in ok(etcd, "get", "tiers", "-o", "wide").splitlines()]
+    assert rows == [
+        ["NAME", "ORDER", "DEFAULTACTION"],
+        ["default", "1000000", "Deny"],
+        ["kube-admin", "1000", "Pass"],
+        ["kube-baseline", "10000000", "Pass"],
+    ]
+    code, _, err = fabricctl(etcd, "delete", "tier", "kube-admin")
+    assert (code, "is built in" in err) == (1, True)
 
 
 def test_diff_ends_with_0_1_or_2(etcd: EtcdServer) -> None:
@@ -90,7 +101,7 @@ def test_diff_ends_with_0_1_or_2(etcd: EtcdServer) -> None:
         etcd, "diff", "-f", "-", text=POOL + "---" + POLICY.replace("spec: {", "spec: {tier: x, ")
     )
     assert (code, "no such Tier" in err) == (2, True)
-    assert revision(etcd) == before + 1
+    assert revision(etcd) == before + 1 + FOUNDATION
 
 
 def test_every_verb_can_rehearse_and_then_does_what_it_said(etcd: EtcdServer) -> None:
@@ -176,6 +187,25 @@ def test_nothing_is_written_where_one_of_many_is_refused(etcd: EtcdServer) -> No
     assert "overlaps the subnet 127.0.0.0/8 of interface lo of this host" in err
 
 
+def test_everything_that_is_refused_is_told_at_once_with_its_line(etcd: EtcdServer) -> None:
+    information = "apiVersion: projectcalico.org/v3\nkind: ClusterInformation\nmetadata: {name: default}\n"
+    second = POOL.replace("name: a", "name: b").replace("/24", "/25")
+    typo = POOL.replace("name: a", "name: c").replace("spec: {cidr: 10.99", "spec: {colour: red, cidr: 10.98")
+    code, _, err = fabricctl(etcd, "apply", "-f", "-", text="---\n".join([information, POOL, second, typo]))
+    assert code == 1
+    assert [
+        line
+        for line in err.splitlines()
+        if line.startswith("standard input:9: spec.cidr: 10.99.0.0/24: overl")
+    ]
+    for said in (
+        "spec.colour: no such field",
+        "ClusterInformation default: is written by the nodes",
+        "IPPool a (10.99",
+    ):
+        assert said in err
+
+
 def test_a_write_that_etcd_refuses_by_role_says_who_was_refused_and_that_nothing_was_written() -> None:
     with EtcdServer("--bcrypt-cost", "4") as guarded:
         for user in ("root", "reader"):
@@ -218,7 +248,8 @@ def test_what_is_stored_and_acts_on_nothing_is_warned_of_once_a_field(etcd: Etcd
         .replace("spec: {", "spec: {ipipMode: Always, ")
         for n in range(3)
     )
-    for told in (["warning: standard input:2: IPPool p0 and 2 more: spec.ipipMode: kept, not used"], []):
+    tunnels = "gives nodes tunnel addresses; traffic is not tunnelled yet"
+    for told in ([f"warning: standard input:2: IPPool p0 and 2 more: spec.ipipMode: {tunnels}"], []):
         code, _, err = fabricctl(etcd, "apply", "-f", "-", text=pools)
         assert (code, [line for line in err.splitlines() if "ipipMode" in line]) == (0, told)
 
@@ -230,10 +261,10 @@ def test_the_subnets_of_a_host_are_those_of_its_interfaces() -> None:
             namespace.ip("addr", "add", address, "dev", name)
         namespace.ip("addr", "add", "10.0.0.1/32", "dev", "lo")
         found = {(name, str(prefix)) for name, prefix in namespace.run(host_subnets())}
-    assert found - {("lo of this host", "::1/128")} == {
-        ("eth7 of this host", "10.99.0.0/20"),
-        ("lo of this host", "10.0.0.1/32"),
-        ("lo of this host", "127.0.0.0/8"),
+    assert found - {("interface lo of this host", "::1/128")} == {
+        ("interface eth7 of this host", "10.99.0.0/20"),
+        ("interface lo of this host", "10.0.0.1/32"),
+        ("interface lo of this host", "127.0.0.0/8"),
     }
 
 

@@ -47,9 +47,9 @@ def test_show_prints_a_row_a_pool_in_calicos_columns(capsys: pytest.CaptureFixtu
     status, out, _ = run(capsys, "ipam", "show", "--dump", dumped)
     assert status == 0
     assert out.splitlines() == [
-        "GROUPING  CIDR         IPS TOTAL   IPS IN USE  IPS RESERVED  IPS FREE           IPS COOLING",
-        "IP Pool   10.0.0.0/28  16          4 (25%)     0 (0%)        12 (75%)           0 (0%)",
-        "IP Pool   fd00::/64    1.8447e+19  0 (0%)      0 (0%)        1.8447e+19 (100%)  0 (0%)",
+        "GROUPING  CIDR         IPS TOTAL  IPS IN USE  IPS RESERVED  IPS FREE     IPS COOLING",
+        "IP Pool   10.0.0.0/28  16         4 (25%)     0 (0%)        12 (75%)     0 (0%)",
+        "IP Pool   fd00::/64    2^64       0 (0%)      0 (0%)        2^64 (100%)  0 (0%)",
     ]
 
 

@@ -90,6 +90,14 @@ def test_every_command_has_examples_that_parse(path: str, command: click.Command
         command.make_context(path, words, resilient_parsing=False)
 
 
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [(path, context.command) for path, context in tree() if isinstance(context.command, click.Group)],
+)
+def test_every_noun_has_an_example(path: str, group: click.Command) -> None:
+    assert re.search(rf"^Example: fabricctl .*{path}", group.help or "", re.MULTILINE), group.help
+
+
 @pytest.mark.parametrize(("path", "context"), tree(), ids=[path or "fabricctl" for path, _ in tree()])
 def test_options_that_are_files_and_words_that_are_kinds_are_completed(
     path: str, context: click.Context
@@ -100,6 +108,8 @@ def test_options_that_are_files_and_words_that_are_kinds_are_completed(
             assert [kind for kind, _ in found] == ["file"], parameter.name
         if parameter.name == "kind":
             assert ("plain", "ippool") in found
+        if "--output" in parameter.opts and parameter.metavar != "FILE":
+            assert {("plain", "json")} <= set(found), parameter.name
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,12 @@ def test_where_it_is_tight_headings_are_broken_before_names() -> None:
     assert "  ".join(row) in shown
 
 
+def test_an_empty_table_that_does_not_fit_is_its_headings() -> None:
+    headings = [f"HEADING-{n}-LONG" for n in range(6)]
+    shown = on_a_terminal(f"table({headings}, [])", {"NO_COLOR": "1"})
+    assert shown.count("HEADIN") == len(headings)
+
+
 @pytest.mark.parametrize(
     ("redirected", "status", "told"),
     [

@@ -20,6 +20,7 @@ from fabric.cli.main import main
         ("label", "pool", "a"),
         ("label", "pool", "a", "novalue"),
         ("label", "pool", "a", "x=1", "x-"),
+        ("label", "pool", "a", "x=1", "x=2"),
         ("label", "pool", "a", "x", "--remove", "--overwrite"),
         ("apply",),
         ("diff",),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.cli.main import COMMANDS, GROUPS, main
+from fabric.cli.output import table
 from tests.unit.test_fuzz_files import DOCUMENTS
 
 # No etcd is called like this, so that nothing typed here can reach one.
@@ -88,3 +89,23 @@ no_command = st.text(max_size=6).map("%".__add__)
 @given(argv=st.tuples(st.sampled_from(sorted(GROUPS)) | no_command, no_command))
 def test_words_that_are_no_command_are_a_usage_error(directory: Path, argv: tuple[str, str]) -> None:
     assert status(directory, list(argv)) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), headings=st.lists(cells, min_size=1, max_size=9), width=st.integers(20, 200))
+def test_any_table_on_a_terminal_of_any_width(data: st.DataObject, headings: list[str], width: int) -> None:
+    row = st.lists(cells, min_size=len(headings), max_size=len(headings))
+    rows = data.draw(st.lists(row, max_size=3))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(Terminal()) as out:
+        patch.setenv("COLUMNS", str(width))
+        patch.setenv("TERM", "xterm")
+        table(headings, rows)
+    assert out.getvalue().endswith("\n")

@@ -281,6 +281,21 @@ def test_what_is_no_report_is_refused_by_name(text: str) -> None:
         parse(text, "report.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"allocations":{"10.0.0.1":[{"ip":"10.0.0.1"}]}}', "allocations: 10.0.0.1: inUse is missing"),
+        ('{"allocations":{"10.0.0.1":[7]}}', "allocations: 10.0.0.1: not as `ipam check -o` writes it"),
+        ('{"allocations":{},"findings":7}', "findings: not as `ipam check -o` writes it"),
+        ("{", "not JSON from line 1, column 2 on"),
+    ],
+)
+def test_a_garbled_report_says_where(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "report.json")
+    assert str(caught.value) == f"report.json: no report of `ipam check` ({why}); nothing was changed"
+
+
 class BusyEtcd(FakeEtcd):
     """Somebody else writes `theirs` just before each of the next `rivals` commits."""
 
@@ -466,7 +481,11 @@ async def test_configure_writes_what_calico_reads(
         ),
         ({"auto_allocate_blocks": True}, {"cooldown": 1201}, "must be 0 to 1200"),
         ({"strict_affinity": True, "auto_allocate_blocks": True}, {"max_blocks": -1}, "must be 0"),
-        ({"strict_affinity": "yes"}, {"cooldown": 1}, "stored IPAM configuration"),
+        (
+            {"strict_affinity": "yes"},
+            {"cooldown": 1},
+            "nothing was changed; `fabricctl delete ipamconfiguration default`",
+        ),
     ],
 )
 async def test_settings_that_do_not_go_together_are_refused(

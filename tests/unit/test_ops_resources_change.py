@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from fabric.errors import ConfigError, Conflict, FabricError, NotFound, StoreError, Taken
 from fabric.model import kinds
 from fabric.model.base import Resource
+from fabric.model.change import shown
 from fabric.model.ippool import IPPool
+from fabric.ops import cluster, files
 from fabric.ops.change import (
     ATTEMPTS,
     Change,
@@ -27,7 +31,8 @@ from fabric.ops.change import (
 )
 from fabric.ops.diff import diff
 from fabric.ops.files import Given
-from fabric.ops.resources import listing
+from fabric.ops.resources import get, listing
+from fabric.store.keys import RESOURCES
 from fabric.store.kv import Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put
@@ -364,3 +369,107 @@ async def test_a_diff_shows_what_an_operator_writes_and_no_noise() -> None:
     assert next(line for line in lines if line.startswith(("+ ", "- "))) == "+  disabled: true"
     assert "+++ given/IPPool/b" in lines
     assert not {word for word in ("uid", "creationTimestamp", "resourceVersion", "status") if word in shown}
+
+
+async def test_a_field_that_we_do_not_know_may_stand_in_a_file_exactly_where_it_is_stored(
+    tmp_path: Path,
+) -> None:
+    kv = FakeEtcd()
+    await done(kv, apply(given(POOL)))
+    newer = await stored(kv)
+    newer["spec"]["fromTheFuture"] = 1
+    await kv.commit(Txn((), (Put(KEY, json.dumps(newer)),)))
+    file = tmp_path / "pool.yaml"
+    file.write_text(json.dumps({**newer, "spec": {**newer["spec"], "fromTheFuture": 2}}))
+    [edited] = files.read([str(file)])
+    assert await done(kv, apply(edited)) == ["configured"]
+    assert (await stored(kv))["spec"]["fromTheFuture"] == 2
+    assert await done(kv, replace(edited)) == ["unchanged"]
+    file.write_text(json.dumps({**newer, "spec": {**newer["spec"], "ofThePast": 1}}))
+    before = kv.revision
+    for verb in (apply, replace, delete):
+        with pytest.raises(
+            ConfigError, match=rf"^{file}:1: spec.ofThePast: no such field; nothing was written$"
+        ):
+            await plan(kv, gather(verb, files.read([str(file)])))
+    assert kv.revision == before
+
+
+async def test_a_new_cluster_gets_what_calicos_tools_make_and_nothing_twice() -> None:
+    kv = FakeEtcd()
+    made = await asyncio.gather(*(cluster.found(kv) for _ in range(5)))
+    names = [(r.kind, r.metadata.name) for each in made for r in each]
+    tiers = [("Tier", "kube-admin"), ("Tier", "default"), ("Tier", "kube-baseline")]
+    assert sorted(names) == sorted([("ClusterInformation", "default"), *tiers])
+    information = await stored(kv, f"{RESOURCES}clusterinformations/default")
+    assert information["spec"].keys() == {"clusterGUID", "datastoreReady"}
+    assert re.fullmatch("[0-9a-f]{32}", str(information["spec"]["clusterGUID"]))
+    tier = await stored(kv, f"{RESOURCES}tiers/kube-admin")
+    assert (tier["spec"], tier["status"]) == ({"order": 1000, "defaultAction": "Pass"}, {})
+    before = kv.revision
+    assert await cluster.found(kv) == []
+    assert kv.revision == before
+
+
+IPAM = {
+    "assignment/ipv4/block/10.0.0.0-26": {
+        "cidr": "10.0.0.0/26",
+        "affinity_claim_time": "t",
+        "allocations": [None],
+    },
+    "host/n1/ipv6/block/fd00:1::-122": {"state": "confirmed", "deleted": False},
+    "handle/net.C1": {"block": {"10.0.0.0/26": 1}, "deleted": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "spec"),
+    [
+        (
+            "ipamblock",
+            "10-0-0-0-26",
+            {"cidr": "10.0.0.0/26", "affinityClaimTime": "t", "allocations": [None]},
+        ),
+        (
+            "blockaffinities",
+            "n1-fd00-1---122",
+            {"node": "n1", "type": "host", "cidr": "fd00:1::/122", "state": "confirmed", "deleted": False},
+        ),
+        ("IPAMHandle", "net.C1", {"handleID": "net.C1", "block": {"10.0.0.0/26": 1}, "deleted": False}),
+    ],
+)
+async def test_ipams_own_records_are_shown_and_written_by_nobody(word: str, name: str, spec: object) -> None:
+    kv = FakeEtcd()
+    await kv.commit(Txn((), tuple(Put(f"/calico/ipam/v2/{key}", json.dumps(v)) for key, v in IPAM.items())))
+    kind = kinds.lookup(word)
+    [one] = (await listing(kv, Resource, kind)).resources
+    assert await get(kv, kind, [name]) == [one]
+    assert shown(one) == {
+        "kind": kind.name,
+        "apiVersion": "projectcalico.org/v3",
+        "metadata": {"name": name, "resourceVersion": str(kv.revision)},
+        "spec": spec,
+    }
+    with pytest.raises(NotFound, match="does not exist"):
+        await get(kv, kind, ["other"])
+    for change in (
+        apply(given(one)),
+        create(given(one)),
+        delete_named(kind, name),
+        delete_named(kind, "other"),
+    ):
+        with pytest.raises(
+            ConfigError, match="is IPAM's own, and read-only; see `fabricctl ipam`; nothing was"
+        ):
+            await plan(kv, [change])
+
+
+async def test_the_profile_that_allows_all_is_always_there_and_nobodys_to_change() -> None:
+    kv, kind, name = FakeEtcd(), kinds.lookup("profile"), "projectcalico-default-allow"
+    [profile] = (await listing(kv, Resource, kind)).resources
+    assert await get(kv, kind, [name]) == [profile]
+    assert shown(profile)["spec"] == {"ingress": [{"action": "Allow", "source": {}, "destination": {}}],
+                                      "egress": [{"action": "Allow", "source": {}, "destination": {}}]}  # fmt: skip
+    for change in (apply(given(profile)), replace(given(profile)), delete_named(kind, name)):
+        with pytest.raises(ConfigError, match="is built in, and read-only; nothing was written"):
+            await plan(kv, [change])

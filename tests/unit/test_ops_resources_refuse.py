@@ -63,9 +63,9 @@ async def claim_a_block(kv: FakeEtcd) -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (pool("10.1.0.0/24"), "IPPool pool: cidr 10.0.0.0/24 may not become 10.1.0.0/24 while blocks"),
-        (pool("10.0.0.0/24", blockSize=28), "IPPool pool: blockSize 26 may not become 28 while blocks"),
-        (pool("10.0.0.0/16", "other"), "IPPool other: cidr 10.0.0.0/16 overlaps IPPool pool (10.0.0.0/24)"),
+        (pool("10.1.0.0/24"), "spec.cidr: 10.0.0.0/24: may not become 10.1.0.0/24 while blocks"),
+        (pool("10.0.0.0/24", blockSize=28), "spec.blockSize: 26: may not become 28 while blocks"),
+        (pool("10.0.0.0/16", "other"), "spec.cidr: 10.0.0.0/16: overlaps IPPool pool (10.0.0.0/24)"),
     ],
 )
 async def test_a_pool_neither_moves_under_its_blocks_nor_overlaps(wanted: IPPool, said: str) -> None:
@@ -73,7 +73,7 @@ async def test_a_pool_neither_moves_under_its_blocks_nor_overlaps(wanted: IPPool
     await put(kv, POOL)
     await claim_a_block(kv)
     [line] = await problems(kv, apply(given(wanted)))
-    assert line.startswith(f"x.yaml:1: {said}")
+    assert line.startswith(f"x.yaml:1: IPPool {wanted.metadata.name}: {said}")
     assert await warnings(kv, apply(given(POOL)), apply(given(pool("fd00::/112", "v6")))) == []
 
 
@@ -93,13 +93,13 @@ async def test_two_pools_of_one_command_may_not_overlap() -> None:
 async def test_a_pool_over_a_subnet_of_a_host_is_refused_with_the_interface_or_the_node() -> None:
     kv = FakeEtcd()
     await put(kv, resource("Node", "n1", bgp={"ipv4Address": "192.0.2.1/24"}))
-    host = (("eth0 of this host", pool("10.0.0.0/20").spec.cidr),)
+    host = (("interface eth0 of this host", pool("10.0.0.0/20").spec.cidr),)
     [line] = await problems(kv, apply(given(POOL)), host=host)
     assert "overlaps the subnet 10.0.0.0/20 of interface eth0 of this host" in line
     [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))))
     assert "overlaps the subnet 192.0.2.0/24" in line
     assert "node n1" in line
-    own = (("eth1 of this host", pool("192.0.2.0/24").spec.cidr),)
+    own = (("interface eth1 of this host", pool("192.0.2.0/24").spec.cidr),)
     [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))), host=own)  # on the node itself: once
     assert "eth1 of this host" in line
 
@@ -156,12 +156,13 @@ async def test_what_acts_on_nothing_is_warned_of_by_the_change_that_sets_it() ->
     kv = FakeEtcd()
     tunnelled = [pool(f"10.{n}.0.0/24", f"p{n}", ipipMode="Always") for n in range(3)]
     [line] = await warnings(kv, *(apply(given(one)) for one in tunnelled))
-    assert line == "x.yaml:1: IPPool p0 and 2 more: spec.ipipMode: kept, not used"
+    tunnels = "gives nodes tunnel addresses; traffic is not tunnelled yet"
+    assert line == f"x.yaml:1: IPPool p0 and 2 more: spec.ipipMode: {tunnels}"
     await put(kv, tunnelled[0])
     kind = kinds.lookup("pool")
     assert await warnings(kv, label(kind, "p0", None, {"a": "b"}, (), overwrite=False)) == []
     [line] = await warnings(kv, patch(kind, "p0", None, {"spec": {"ipipMode": "CrossSubnet"}}, "merge"))
-    assert line == "IPPool p0: spec.ipipMode: kept, not used"
+    assert line == f"IPPool p0: spec.ipipMode: {tunnels}"
     await put(kv, resource("HostEndpoint", "h", node="n", interfaceName="*"))
     [line] = await warnings(kv, label(kinds.lookup("hep"), "h", None, {"a": "b"}, (), overwrite=False))
     assert line == "HostEndpoint h: kept, not used"
