@@ -26,8 +26,8 @@ from fabric.model import namespaces
 from fabric.model.base import Metadata
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
-from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec
-from fabric.plan.endpoints import NETNS_ANNOTATION, ORCHESTRATOR, endpoint_name, handle_of
+from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec, name_of
+from fabric.plan.endpoints import NETNS_ANNOTATION, ORCHESTRATOR, handle_of
 from fabric.plan.links import container_mac, host_name
 from fabric.store import keys
 
@@ -265,7 +265,7 @@ def _metadata(node: str, request: Request, stamp: Stamp) -> Metadata:
 
 
 def _full_name(node: str, name: str) -> str:
-    return endpoint_name(node, ORCHESTRATOR, name, INTERFACE)
+    return name_of((node, ORCHESTRATOR, name, INTERFACE))
 
 
 def endpoint_key(namespace: str, name: str) -> str:

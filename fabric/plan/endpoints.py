@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_network
 
-from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.model.workloadendpoint import WorkloadEndpoint, name_of
 from fabric.plan.links import Address, Veth
 from fabric.plan.routes import NextHop, Route, RouteKey
 
@@ -14,11 +14,6 @@ NETNS_ANNOTATION = "fabricctl.io/netns"  # where the container is on its node; C
 
 
 ORCHESTRATOR = "fabricctl"
-
-
-def endpoint_name(node: str, orchestrator: str, workload: str, interface: str) -> str:
-    """Return the resource's name, each part's "-" doubled so that no two endpoints share one."""
-    return "-".join(part.replace("-", "--") for part in (node, orchestrator, workload, interface))
 
 
 def handle_of(namespace: str, endpoint: str) -> str:
@@ -31,7 +26,7 @@ def is_handle_of(node: str, handle: str) -> bool:
     orchestrator, _, rest = handle.partition(".")
     endpoint = rest.partition(".")[2]
     return orchestrator == ORCHESTRATOR and endpoint.startswith(
-        endpoint_name(node, ORCHESTRATOR, "", "").removesuffix("-")
+        name_of((node, ORCHESTRATOR, "", "")).removesuffix("-")
     )
 
 
