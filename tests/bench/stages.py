@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fabric import logs
 from fabric.agent import server
 from fabric.agent.desired import Desired
 from fabric.agent.endpoint import Request
@@ -179,4 +180,5 @@ def _request(clock: Clock, method: str, path: str, body: object = None) -> None:
 
 
 if __name__ == "__main__":
+    logs.configure()  # standard output is the figures'
     print(json.dumps(asyncio.run(measure(sys.argv[1], int(sys.argv[2])))))
