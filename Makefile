@@ -41,6 +41,7 @@ check: setup ## format, lint, types, layers, unit tests
 
 bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.attach
+	@$(BIN)/python -m tests.bench.parallel
 
 man: setup ## the man page, build/fabricctl.1, from the help texts
 	@mkdir -p build
