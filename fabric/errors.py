@@ -8,6 +8,7 @@
     ├── NotInSync        the datastore snapshot is incomplete; wait, never guess
     ├── StoreError       etcd did not answer, or refused; the message says which endpoint
     │   ├── Conflict     another writer was first: read again, decide again
+    │   ├── Forbidden    no role of our user allows it
     │   └── Compacted    the watched revision is gone: list again
     ├── AgentError       this node's agent did not answer on its socket
     ├── SpeakerError     this node's BGP speaker did not answer, or refused
@@ -54,6 +55,10 @@ class StoreError(FabricError):
 
 class Conflict(StoreError):
     """A guarded key had changed: nothing was written; read again and decide again."""
+
+
+class Forbidden(StoreError):
+    """etcd refused the call to our user: nothing was done, and another try cannot help."""
 
 
 class Compacted(StoreError):

@@ -11,7 +11,7 @@ import typer
 from fabric.cli import completion, output
 from fabric.cli.options import Files, MaybeFiles, Recursive, pairs
 from fabric.cli.output import Format
-from fabric.errors import ConfigError, FabricError, NotFound
+from fabric.errors import ConfigError, FabricError, Forbidden, NotFound
 
 if TYPE_CHECKING:
     from fabric.model.base import Resource, Tree
@@ -362,7 +362,7 @@ def _planned(changes: Sequence[Change]) -> Any:
     async def work(kv: KeyValueStore) -> list[Step]:
         steps, refusals = await change.decided(kv, changes)
         host = await pools.host_subnets() if any(c.kind == "IPPool" for c in changes) else []
-        for line in await refuse(kv, steps, host, refusals):
+        for line in await refuse(kv, steps, host, refusals, changes):
             output.note(f"warning: {line}")
         return steps
 
@@ -380,9 +380,15 @@ def _change(changes: Sequence[Change], dry_run: bool) -> None:
             for step in steps:
                 print(f"{step.change.what}: {step.verb} (dry run)")
             return
+        why = ""
         if any(step.after and step.verb is not change.Verb.UNCHANGED for step in steps):
-            await cluster.found(kv)
+            try:
+                await cluster.found(kv)
+            except Forbidden as err:  # no reason to keep an operator from what is theirs to write
+                why = str(err)
         async for step in change.carry_out(kv, steps):
             print(f"{step.change.what}: {step.verb}", flush=True)
+        if why:  # last: who may write nothing at all is told that alone
+            output.note(f"warning: what every cluster has was not looked after: {why}")
 
     with_store(all_of_them)

@@ -19,6 +19,7 @@ async def found(kv: KeyValueStore) -> list[Resource]:
     """Create the ClusterInformation and the built-in tiers where they are absent, and return those created.
 
     Raises:
+        Forbidden: our user may not read or create them.
         StoreError: etcd did not answer; what is absent still is made by the next write.
     """
     spec = ClusterInformationSpec(cluster_guid=uuid.uuid4().hex, datastore_ready=True)

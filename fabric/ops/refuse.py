@@ -7,7 +7,7 @@ once every change of one command is made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 
 from fabric.errors import ConfigError, FabricError
@@ -22,7 +22,7 @@ from fabric.model.kinds import lookup
 from fabric.model.tier import BUILT_IN
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import pools, resources
-from fabric.ops.change import NAMED, Step, Verb
+from fabric.ops.change import NAMED, Change, Step, Verb
 from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
@@ -36,12 +36,14 @@ async def refuse(
     steps: Sequence[Step],
     host: Sequence[HostPrefix] = (),
     refusals: Sequence[FabricError] = (),
+    changes: Sequence[Change] = (),
 ) -> list[str]:
     """Return what to warn of before `steps` are carried out, a line each.
 
     Args:
         host: the subnets of this host, each with its interface.
         refusals: what is to be refused already, to be told with the rest.
+        changes: all that the command asks for, what is refused already too.
 
     Raises:
         ConfigError: with everything that must not be done, a line each; nothing was written.
@@ -50,7 +52,7 @@ async def refuse(
         *map(str, refusals),
         *_read_only(steps),
         *_unstorable(steps),
-        *await _tiers(kv, steps),
+        *await _tiers(kv, steps, {c.name for c in changes if c.kind == "Tier" and c.decide}),
         *await _pools(kv, steps, host),
     ]
     if problems:
@@ -91,8 +93,8 @@ def _tier(policy: Resource) -> str:
     return getattr(getattr(policy, "spec", None), "tier", "") or "default"
 
 
-async def _tiers(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
-    """A policy's tier exists; a tier that goes is not built in, and no policy is left in it."""
+async def _tiers(kv: KeyValueStore, steps: Sequence[Step], asked: Set[str]) -> list[str]:
+    """A policy's tier exists or is `asked` for; a tier that goes is not built in, and no policy is left in it."""
     gone = _deleted(steps, "Tier")
     problems = [
         f"{step.change}: is built in, and cannot be deleted" for step in gone if step.change.name in BUILT_IN
@@ -103,7 +105,7 @@ async def _tiers(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
     if any(tier not in BUILT_IN for _, tier in policies):
         stored = {item.key.rpartition("/")[2] for item in (await kv.list(keys.resources("tiers"))).items}
         given = {step.change.name for step in steps if step.change.kind == "Tier" and step.after}
-        there = (stored | given | BUILT_IN.keys()) - {step.change.name for step in gone}
+        there = (stored | given | asked | BUILT_IN.keys()) - {step.change.name for step in gone}
         problems += [
             f'{step.change}: spec.tier: "{tier}": there is no such Tier; create it first, or in the same command'
             for step, tier in policies

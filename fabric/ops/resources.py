@@ -121,8 +121,8 @@ async def get(
     found: list[Resource] = []
     missing: list[str] = []
     own = kind.name in records.PREFIXES
-    others = (await listing(kv, Resource, kind)).resources if own else _built_in(kind)
-    not_stored = {resource.metadata.name: resource for resource in others}
+    listed = await listing(kv, Resource, kind) if own else Listed(_built_in(kind), {})
+    not_stored = {resource.metadata.name: resource for resource in listed.resources}
     for name in names:
         if name in not_stored:
             found.append(not_stored[name])
@@ -137,7 +137,7 @@ async def get(
         where = f" in namespace {namespace or 'default'}" if kind.namespaced else ""
         missing.append(f'{kind.name} "{name}"{where}: does not exist')
     if missing:
-        raise NotFound("\n".join(missing))
+        raise NotFound("\n".join([*missing, *listed.warnings]))
     return found
 
 
@@ -186,7 +186,8 @@ async def _items(kv: KeyValueStore, kind: Kind, namespace: str | None) -> Iterab
         item = await kv.get(keys.IPAM_CONFIG)
         return [item] if item else []
     if kind.name in records.PREFIXES:
-        return (await kv.list(records.PREFIXES[kind.name])).items
+        items = (await kv.list(records.PREFIXES[kind.name])).items
+        return [item for item in items if keys.parse(item.key) or keys.is_garbled(item.key, ())]
     prefix = keys.resources(kind.plural) + (f"{namespace}/" if kind.namespaced and namespace else "")
     return (await kv.list(prefix)).items
 

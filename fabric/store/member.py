@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 
 from fabric.config import Credentials
-from fabric.errors import Compacted, ConfigError, StoreError
+from fabric.errors import Compacted, ConfigError, Forbidden, StoreError
 from fabric.store import tls
 from fabric.store.stubs import rpc_pb2, rpc_pb2_grpc
 
@@ -240,6 +240,8 @@ class Member:
         except grpc.aio.AioRpcError as err:
             details = err.details() or ""
             kind = Compacted if "has been compacted" in details else StoreError
+            if err.code() is grpc.StatusCode.PERMISSION_DENIED:
+                kind = Forbidden
             state = doing.refused if err.code() in _REFUSALS else doing.lost
             raise kind(self.told(details, doing, f" [{err.code().name}]; {state}")) from err
 

@@ -206,21 +206,48 @@ def test_everything_that_is_refused_is_told_at_once_with_its_line(etcd: EtcdServ
         assert said in err
 
 
-def test_a_write_that_etcd_refuses_by_role_says_who_was_refused_and_that_nothing_was_written() -> None:
-    with EtcdServer("--bcrypt-cost", "4") as guarded:
-        for user in ("root", "reader"):
-            guarded.ctl("user", "add", f"{user}:{user}")
-            guarded.ctl("role", "add", user)
-            guarded.ctl("user", "grant-role", user, user)
-        guarded.ctl("role", "grant-permission", "reader", "--prefix=true", "read", "/calico/")
-        guarded.ctl("auth", "enable")
-        done = subprocess.run(
-            command(guarded, "apply", "-f", "-"), input=POOL, capture_output=True, text=True, timeout=60,
-            env={**os.environ, "ETCD_USERNAME": "reader", "ETCD_PASSWORD": "reader"}, check=False,
-        )  # fmt: skip
+def as_user(guarded: EtcdServer, user: str, text: str) -> subprocess.CompletedProcess[str]:
+    """Apply `text` as `user`, whose password is its name."""
+    return subprocess.run(
+        command(guarded, "apply", "-f", "-"), input=text, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ETCD_USERNAME": user, "ETCD_PASSWORD": user}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[EtcdServer]:
+    """An empty etcd with users: reader reads everything, narrow has pools and what they are checked against."""
+    with EtcdServer("--bcrypt-cost", "4") as server:
+        for user in ("root", "reader", "narrow"):
+            server.ctl("user", "add", f"{user}:{user}")
+            server.ctl("role", "add", user)
+            server.ctl("user", "grant-role", user, user)
+        for user, right, prefix in (
+            ("reader", "read", "/calico/"),
+            ("narrow", "readwrite", "/calico/resources/v3/projectcalico.org/ippools/"),
+            ("narrow", "read", "/calico/resources/v3/projectcalico.org/nodes/"),
+            ("narrow", "read", "/calico/ipam/v2/"),
+        ):
+            server.ctl("role", "grant-permission", user, "--prefix=true", right, prefix)
+        server.ctl("auth", "enable")
+        yield server
+
+
+def test_a_write_that_etcd_refuses_by_role_says_who_was_refused_and_that_nothing_was_written(
+    guarded: EtcdServer,
+) -> None:
+    done = as_user(guarded, "reader", POOL)
     assert (done.returncode, done.stdout) == (1, "")
     assert 'user "reader" is refused by role: permission denied; nothing was written' in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_role_that_reaches_its_own_kind_alone_may_write_it(guarded: EtcdServer) -> None:
+    done = as_user(guarded, "narrow", POOL)
+    assert (done.returncode, done.stdout) == (0, "IPPool a: created\n")
+    [warning] = done.stderr.splitlines()
+    assert warning.startswith("warning: what every cluster has was not looked after: ")
+    assert "grant-permission ROLE" in warning
 
 
 def test_without_etcd_every_verb_fails_and_version_tells_at_least_its_own() -> None:

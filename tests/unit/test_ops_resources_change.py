@@ -464,6 +464,14 @@ async def test_ipams_own_records_are_shown_and_written_by_nobody(word: str, name
             await plan(kv, [change])
 
 
+async def test_of_ipams_keys_those_that_only_old_tools_knew_are_no_records_that_cannot_be_read() -> None:
+    kv = FakeEtcd()
+    for key in ("host/n1", "host/n1/ipv4/block/10.0.0.0"):
+        await kv.commit(Txn((), (Put(f"/calico/ipam/v2/{key}", "{}"),)))
+    found = await listing(kv, Resource, kinds.lookup("blockaffinity"))
+    assert (found.resources, list(found.unreadable)) == ((), ["/calico/ipam/v2/host/n1/ipv4/block/10.0.0.0"])
+
+
 async def test_the_profile_that_allows_all_is_always_there_and_nobodys_to_change() -> None:
     kv, kind, name = FakeEtcd(), kinds.lookup("profile"), "projectcalico-default-allow"
     [profile] = (await listing(kv, Resource, kind)).resources
@@ -473,3 +481,10 @@ async def test_the_profile_that_allows_all_is_always_there_and_nobodys_to_change
     for change in (apply(given(profile)), replace(given(profile)), delete_named(kind, name)):
         with pytest.raises(ConfigError, match="is built in, and read-only; nothing was written"):
             await plan(kv, [change])
+
+
+async def test_a_record_of_ipam_that_cannot_be_read_is_named_where_one_is_asked_for() -> None:
+    kv = FakeEtcd()
+    await kv.commit(Txn((), (Put("/calico/ipam/v2/handle/net.C1", "garbage"),)))
+    with pytest.raises(NotFound, match=r"(?s)does not exist\n/calico/ipam/v2/handle/net\.C1: cannot be read"):
+        await get(kv, kinds.lookup("ipamhandle"), ["net.C1"])

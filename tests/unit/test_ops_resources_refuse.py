@@ -10,7 +10,7 @@ from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
 from fabric.ops import resources
-from fabric.ops.change import Change, apply, delete, delete_named, gather, label, patch, plan
+from fabric.ops.change import Change, apply, decided, delete, delete_named, gather, label, patch, plan
 from fabric.ops.files import Given
 from fabric.ops.refuse import refuse
 from fabric.store.kv import Put, Txn
@@ -123,6 +123,17 @@ async def test_a_policy_needs_its_tier_which_may_come_with_it() -> None:
     await warnings(kv, apply(given(policy("web", "kube-admin"))))
     await put(kv, resource("Tier", "sec"))
     await warnings(kv, apply(given(policy())))
+
+
+async def test_a_tier_that_is_refused_itself_is_not_missed_by_the_policies_that_come_with_it() -> None:
+    wrong = Given(
+        resource("Tier", "sec"), "x.yaml:1", unknown=((("spec", "ordr"), "x.yaml:3: no such field"),)
+    )
+    changes = gather(apply, [wrong, given(policy())])
+    steps, refusals = await decided(kv := FakeEtcd(), changes)
+    with pytest.raises(ConfigError) as error:
+        await refuse(kv, steps, refusals=refusals, changes=changes)
+    assert str(error.value) == "x.yaml:3: no such field; nothing was written"
 
 
 async def test_a_tier_with_policies_or_a_built_in_one_stays() -> None:
