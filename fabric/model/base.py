@@ -138,6 +138,19 @@ def tree(model: Model) -> Tree:
     return known | (model.model_extra or {})
 
 
+def value_at(value: object, path: Path, absent: object = None) -> object:
+    """Return what stands at `path` of JSON values, `absent` where nothing does."""
+    for step in path:
+        match value, step:
+            case dict(), str() if step in value:
+                value = value[step]
+            case list(), int() if step < len(value):
+                value = value[step]
+            case _:
+                return absent
+    return value
+
+
 def _left_out(value: object, field: FieldInfo) -> bool:
     if value is None or field.exclude:
         return True

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 from fabric.errors import ConfigError, Conflict, Taken
-from fabric.model.base import COPIED_METADATA, Metadata, Model, Resource, Tree, names_only, tree
+from fabric.model.base import COPIED_METADATA, Metadata, Model, Resource, Tree, names_only, tree, value_at
 from fabric.model.wire import NO_SUCH_FIELD, dotted, from_tree
 
 M = TypeVar("M", bound=Model)
@@ -171,16 +171,16 @@ def _refuse_directives(patch: Mapping[str, Any], path: tuple[str, ...]) -> None:
 def _reread(stored: Resource, before: Tree, after: object) -> Resource:
     """Check what became of `before`, the tree of `stored`, and return it as a resource."""
     for path in _FIXED:
-        if _at(before, path) != (now := _at(after, path)):
-            was = json.dumps(_at(before, path))
+        if value_at(before, path) != (now := value_at(after, path)):
+            was = json.dumps(value_at(before, path))
             raise ConfigError(f"{dotted(path)}: {json.dumps(now)}: cannot be changed; it is {was}")
-    if (wanted := _at(after, ("metadata", "resourceVersion"))) != stored.metadata.resource_version:
+    if (wanted := value_at(after, ("metadata", "resourceVersion"))) != stored.metadata.resource_version:
         raise stale(wanted, stored.metadata.resource_version)
     read = from_tree(after, unknown="forbid")
     if isinstance(read, tuple):
         # A newer tool's fields were there before, and are not this patch's mistake.
         mistakes = [
-            p for p in read if not (p.rule.startswith(NO_SUCH_FIELD) and _at(before, p.path) is not None)
+            p for p in read if not (p.rule.startswith(NO_SUCH_FIELD) and value_at(before, p.path) is not None)
         ]
         if mistakes:
             raise ConfigError("; ".join(map(str, mistakes)))
@@ -197,18 +197,6 @@ def stale(wanted: object, stands: object) -> Conflict:
         f"the change was made on resourceVersion {wanted}, and {now}: somebody else was first; get it again and "
         "redo the change, or leave resourceVersion out to write whatever stands there"
     )
-
-
-def _at(value: object, path: tuple[str | int, ...]) -> object:
-    for step in path:
-        match value, step:
-            case dict(), str() if step in value:
-                value = value[step]
-            case list(), int() if step < len(value):
-                value = value[step]
-            case _:
-                return None
-    return value
 
 
 def _if_different(stored: Resource, after: Resource) -> Resource:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from fabric.errors import ConfigError
-from fabric.model.base import API_VERSION, Path, Resource, tree
+from fabric.model.base import API_VERSION, Path, Resource, tree, value_at
 from fabric.model.kinds import K8S_API_VERSION, KINDS, did_you_mean, named
 from fabric.model.wire import Problem, from_tree, shown
 
@@ -138,10 +138,7 @@ def with_unknown(entry: Entry) -> Resource | tuple[Problem, ...]:
     """Return `entry` read with the fields that its kind does not have, or what else is wrong with it."""
     if isinstance(entry.read, Resource):
         return entry.read
-    value = entry.document.value
-    for step in entry.path:
-        value = value[step]
-    return _resource(value, unknown="allow")
+    return _resource(value_at(entry.document.value, entry.path), unknown="allow")
 
 
 def dump(resource: Resource) -> str:

@@ -1,7 +1,8 @@
 """Write resources: what each verb makes of what is stored, all of it decided and checked before the first write.
 
-`plan` reads, decides and refuses; `carry_out` writes, a guarded transaction each. What another writer
-changed in between is decided again, unless the operator named the revision that the change was made on.
+`decided` reads and decides, `fabric.ops.refuse` refuses; `carry_out` writes, a guarded transaction each. What
+another writer changed in between is decided again, unless the operator named the revision that the change was
+made on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import StrEnum
 
 from fabric.errors import ConfigError, Conflict, FabricError, NotFound, Taken
 from fabric.model import change as becomes
-from fabric.model.base import Path, Resource, tree
+from fabric.model.base import Path, Resource, tree, value_at
 from fabric.model.change import PatchType, stamped
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import Kind
@@ -26,6 +27,7 @@ from fabric.store.kv import Delete, Guard, KeyValue, KeyValueStore, Put, Txn
 
 ATTEMPTS = 5  # lost races before a change gives up
 NAMED = 10  # objects that a message names
+_ABSENT = object()
 
 Decide = Callable[[Resource | None], Resource]
 
@@ -187,22 +189,12 @@ def gather(
     return list(changes.values())
 
 
-async def plan(kv: KeyValueStore, changes: Sequence[Change]) -> list[Step]:
-    """Return what `changes` do to what is stored now; nothing is written.
+async def decided(kv: KeyValueStore, changes: Sequence[Change]) -> tuple[list[Step], list[FabricError]]:
+    """Return what `changes` do to what is stored now, and why some of them must not be made; nothing is written.
 
     Raises:
-        ConfigError, NotFound, Taken, Conflict: with everything that is in the way, a line each.
         StoreError: etcd did not answer.
     """
-    steps, refusals = await decided(kv, changes)
-    if len(refusals) == 1:
-        raise type(refusals[0])(f"{refusals[0]}; nothing was written")
-    _refuse([str(err) for err in refusals])
-    return steps
-
-
-async def decided(kv: KeyValueStore, changes: Sequence[Change]) -> tuple[list[Step], list[FabricError]]:
-    """Return what `changes` do to what is stored now, and why some of them must not be made."""
     steps: list[Step] = []
     refusals: list[FabricError] = []
     for change in changes:
@@ -250,19 +242,7 @@ def _not_stored(unknown: Sequence[tuple[Path, str]], item: KeyValue | None) -> l
         stored: object = tree(resources.decode(item)) if item else None
     except ConfigError:
         stored = None
-    return [told for path, told in unknown if not _stands(stored, path)]
-
-
-def _stands(value: object, path: Path) -> bool:
-    for step in path:
-        match value, step:
-            case dict(), str() if step in value:
-                value = value[step]
-            case list(), int() if step < len(value):
-                value = value[step]
-            case _:
-                return False
-    return True
+    return [told for path, told in unknown if value_at(stored, path, _ABSENT) is _ABSENT]
 
 
 def _read(item: KeyValue) -> Resource:

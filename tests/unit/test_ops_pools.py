@@ -12,12 +12,13 @@ from fabric.ipam.assign import Demand
 from fabric.ipam.block import Owner
 from fabric.model.ippool import IPPool
 from fabric.ops import pools, resources
-from fabric.ops.change import apply, carry_out, gather, plan
+from fabric.ops.change import apply, carry_out, gather
 from fabric.ops.files import Given
 from fabric.store import ipam, keys
 from fabric.store.kv import Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put, running
+from tests.unit.changing import plan
 
 NOW = datetime(2026, 11, 21, 4, 16, 27, tzinfo=UTC)
 PREFIX = ip_network("10.0.0.0/26")

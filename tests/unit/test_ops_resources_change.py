@@ -26,7 +26,6 @@ from fabric.ops.change import (
     gather,
     label,
     patch,
-    plan,
     replace,
 )
 from fabric.ops.diff import diff
@@ -36,6 +35,7 @@ from fabric.store.keys import RESOURCES
 from fabric.store.kv import Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.node import pool, put
+from tests.unit.changing import plan
 
 POOL = pool("10.0.0.0/24")
 KEY = "/calico/resources/v3/projectcalico.org/ippools/pool"

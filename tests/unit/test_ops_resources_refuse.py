@@ -10,7 +10,7 @@ from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
 from fabric.ops import resources
-from fabric.ops.change import Change, apply, decided, delete, delete_named, gather, label, patch, plan
+from fabric.ops.change import Change, apply, decided, delete, delete_named, gather, label, patch
 from fabric.ops.files import Given
 from fabric.ops.refuse import refuse
 from fabric.store.kv import Put, Txn
@@ -45,7 +45,8 @@ def policy(name: str = "sec.web", tier: str = "sec") -> Resource:
 
 
 async def warnings(kv: FakeEtcd, *changes: Change, host: tuple[HostPrefix, ...] = ()) -> list[str]:
-    return await refuse(kv, await plan(kv, changes), host)
+    steps, refusals = await decided(kv, changes)
+    return await refuse(kv, steps, host, refusals, changes)
 
 
 async def problems(kv: FakeEtcd, *changes: Change, host: tuple[HostPrefix, ...] = ()) -> list[str]:
