@@ -26,6 +26,7 @@ from fabric.model.wire import Problem, from_tree, shown
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 MAX_ALIASES = 100
 MAX_VALUES = 500_000  # after aliases are expanded: a few nested ones can multiply without bound
 TOO_LARGE = f"larger than {MAX_BYTES // 1024 // 1024} MiB; split the file"
@@ -334,6 +335,8 @@ class _Reader:
         except yaml.MarkedYAMLError as err:
             mark: Any = err.problem_mark or err.context_mark
             rule = str(err.problem or err.context)
+            if "maximum nesting depth" in rule:  # libyaml's own cap, in PyYAML 6.0.4 and later, is met first
+                rule = TOO_DEEP
             raise _Unreadable(self.line + mark.line, self.begin + mark.index, rule) from None
 
     def skip(self, index: int) -> bool:
@@ -419,7 +422,7 @@ class _Reader:
             rule = f"more than {MAX_VALUES} values once its aliases are expanded"
             raise self._error(event, rule, final=True)
         if depth > MAX_DEPTH:
-            raise self._error(event, f"nested more than {MAX_DEPTH} deep")
+            raise self._error(event, TOO_DEEP)
 
     def _refuse_foreign(self, end: int) -> None:
         here = next((at for at in self.foreign if self.begin <= at < end), None)
