@@ -9,7 +9,8 @@ SOURCES := fabric bgp policy tests
 
 # What the labs and tests run besides Python: real routers, a real etcd, the tools of the kernel.
 APT := python3 python3-venv python3-dev gcc iproute2 iptables ipset nftables conntrack iputils-ping procps \
-	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins groff-base
+	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins groff-base \
+	graphviz gobgpd iperf3
 
 .PHONY: help setup demo test check bench man fmt clean
 

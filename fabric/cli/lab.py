@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +14,7 @@ import typer
 
 from fabric.cli import completion
 from fabric.cli.options import Output, without_dashes
-from fabric.cli.output import Format, document, progress, table
+from fabric.cli.output import Format, document, note, progress, table
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +30,18 @@ File = Annotated[
         click_type=completion.FILE, help="A containerlab topology (NAME.clab.yml).", show_default=False
     ),
 ]
+NodeName = Annotated[str, typer.Argument(metavar="NODE", help="A node of the topology.", show_default=False)]
+
+
+class Part(StrEnum):
+    """What `break` can break."""
+
+    LINK = "link"
+    NODE = "node"
+    ROUTER = "router"
+    SPEAKER = "speaker"
+    AGENT = "agent"
+    ETCD = "etcd"
 
 
 @app.command()
@@ -33,50 +50,46 @@ def up(file: File) -> None:
 
     Example: fabricctl lab up containerlab/quickstart.clab.yml
     """
-    import signal
-
     from fabric.lab.lab import Lab
 
-    # A polite kill cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_politely()
     lab = Lab.load(file)
-    changed = lab.up(progress=lambda line: typer.echo(line, err=True))
+    changed = lab.up(note)
     count = len(lab.topology.nodes)
     typer.echo(f"lab {lab.name}: {count} nodes {'up' if changed else 'were up already; nothing changed'}")
 
 
 @app.command()
 def down(file: File) -> None:
-    """Take a lab down, whatever state it is in.
+    """Take a lab down, whatever state it and its file are in.
 
     Example: fabricctl lab down containerlab/quickstart.clab.yml
     """
-    from fabric.lab.lab import Lab
+    from fabric.lab.lab import down as take_down
 
-    lab = Lab.load(file)
-    with progress(f"lab {lab.name}: going down"):
-        gone = lab.down()
-    typer.echo(f"lab {lab.name}: {'down' if gone else 'was not up; nothing changed'}")
+    with progress("going down"):
+        gone = take_down(file)
+    for name in gone:
+        typer.echo(f"lab {name}: down")
+    if not gone:
+        typer.echo(f"{file}: was not up; nothing changed")
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_(
     file: File,
-    node: Annotated[str, typer.Argument(help="A node of the topology.", show_default=False)],
+    node: NodeName,
     command: Annotated[list[str], typer.Argument(help="What to run there.", show_default=False)],
 ) -> None:
     """Run a command in a node, with its input, output and exit status.
 
     Example: fabricctl lab exec containerlab/quickstart.clab.yml tor -- vtysh -c "show bgp summary"
     """
-    import os
-
     from fabric.lab.lab import Lab
 
     lab = Lab.load(file)
     # Options end at NODE, so that the command keeps its own; the customary "--" is then left to us.
-    argv = lab.command(node, without_dashes(command))
-    os.execvpe(argv[0], argv, lab.environment(node))  # noqa: S606  a shell would split the arguments again
+    _become(lab.command(node, without_dashes(command)), lab.environment(node))
 
 
 @app.command()
@@ -85,20 +98,153 @@ def inspect(file: File, output: Output = Format.TABLE) -> None:
 
     Example: fabricctl lab inspect containerlab/quickstart.clab.yml -o json
     """
-    from dataclasses import asdict
-
     from fabric.lab.lab import Lab
 
     lab = Lab.load(file)
     states = lab.inspect()
     if output is not Format.TABLE:
-        nodes = [{**asdict(state), "links": list(state.links)} for state in states]
+        nodes = [{**asdict(s), "addresses": list(s.addresses), "links": list(s.links)} for s in states]
         document({"name": lab.name, "nodes": nodes}, output)
         return
     table(
-        ("NODE", "PROFILE", "STATE", "PID", "LINKS"),
+        ("NODE", "PROFILE", "STATE", "PID", "ADDRESSES", "LINKS"),
         [
-            (s.name, s.profile, "running" if s.pid else "stopped", s.pid or "-", ", ".join(s.links))
+            (s.name, s.profile, s.state, s.pid or "-", " ".join(s.addresses) or "-", ", ".join(s.links))
             for s in states
         ],
     )
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE) -> None:
+    """Show the labs of this host, and how many of their nodes run.
+
+    Example: fabricctl lab list
+    """
+    from fabric.lab.lab import standing
+
+    labs = standing()
+    if output is not Format.TABLE:
+        document([asdict(each) for each in labs], output)
+        return
+    rows = [(each.name, each.state, f"{each.running}/{each.nodes}", each.file) for each in labs]
+    table(("LAB", "STATE", "NODES", "FILE"), rows)
+
+
+@app.command()
+def shell(file: File, node: NodeName) -> None:
+    """Open a shell in a node.
+
+    Example: fabricctl lab shell containerlab/quickstart.clab.yml node1
+    """
+    from fabric.lab.lab import Lab
+
+    lab = Lab.load(file)
+    environment = {**lab.environment(node), "PS1": f"{node}:\\w# "}
+    _become(lab.command(node, ["/bin/bash", "--norc", "-i"]), environment)
+
+
+@app.command()
+def logs(
+    file: File,
+    node: NodeName,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on with what is said from now on.")
+    ] = False,
+) -> None:
+    """Print what a node's daemons and its exec commands have printed.
+
+    Example: fabricctl lab logs containerlab/quickstart.clab.yml etcd
+    """
+    from fabric.lab.lab import Lab
+
+    path = Lab.load(file).log(node)
+    _become(["tail", "-n", "+1", *(["-F"] if follow else []), str(path)])
+
+
+@app.command()
+def save(file: File) -> None:
+    """Save the running configuration of each router to clab-NAME/NODE/ beside the file.
+
+    Example: fabricctl lab save containerlab/quickstart.clab.yml
+    """
+    from fabric.lab.lab import Lab
+
+    lab = Lab.load(file)
+    for path in lab.save():
+        typer.echo(f"saved {path}")
+
+
+@app.command("break")
+def break_(
+    file: File,
+    part: Annotated[Part, typer.Argument(help="What to break.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(help="The node, or the link as END-END, each NODE:INTERFACE.", show_default=False)
+    ],
+    silent: Annotated[
+        bool, typer.Option("--silent", help="Of a link: drop its frames and leave the carrier up.")
+    ] = False,
+    delay: Annotated[
+        str, typer.Option(metavar="TIME", help="Of a link: delay its frames instead, by 50ms, say.")
+    ] = "",
+    loss: Annotated[
+        str, typer.Option(metavar="PERCENT", help="Of a link: lose some of its frames instead, 5%, say.")
+    ] = "",
+) -> None:
+    """Break a link or a node, or kill what runs in it, until `lab restore`.
+
+    Example: fabricctl lab break containerlab/two-tors.clab.yml link node1:eth1-tor1:eth1
+
+    Example: fabricctl lab break containerlab/two-tors.clab.yml router tor1
+    """
+    from fabric.lab import faults
+    from fabric.lab.lab import Lab
+
+    if part is not Part.LINK and (silent or delay or loss):
+        raise typer.BadParameter("--silent, --delay and --loss are for links")
+    if silent and (delay or loss):
+        raise typer.BadParameter("--silent drops every frame; --delay and --loss go without it")
+    lab = Lab.load(file)
+
+    def act() -> str:
+        if part is Part.LINK:
+            if delay or loss:
+                return faults.impair(lab, target, delay, loss)
+            return faults.cut(lab, target, silent=silent)
+        return faults.power_off(lab, target) if part is Part.NODE else faults.kill(lab, part.value, target)
+
+    _end_politely()
+    with lab.locked():
+        typer.echo(act())
+
+
+@app.command()
+def restore(file: File) -> None:
+    """Mend everything that `lab break` has broken.
+
+    Example: fabricctl lab restore containerlab/two-tors.clab.yml
+    """
+    from fabric.lab import faults
+    from fabric.lab.lab import Lab
+
+    lab = Lab.load(file)
+
+    def act() -> str:
+        return "\n".join(faults.restore(lab, note)) or f"lab {lab.name}: nothing is broken"
+
+    _end_politely()
+    with lab.locked():
+        typer.echo(act())
+
+
+def _end_politely() -> None:
+    """Let a polite kill clean up as Ctrl-C does."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _become(argv: list[str], environment: Mapping[str, str] = os.environ) -> None:
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, environment)  # noqa: S606  a shell would split the arguments again

@@ -1,40 +1,30 @@
-"""Run a containerlab topology in namespaces: bring it up, enter it, look at it, take it down.
-
-Everything a lab has hangs on the first processes of its nodes: killing one ends its processes, mounts
-and links. What the runner must remember is below RUN/NAME, and enough for `down` by another process:
-
-    lab.json        the file it came from, its digest, and whether `up` came to its end
-    NODE/process    the node's first process (pid and start time), written before it gets orders
-    NODE/log        what its daemons and `exec` commands printed
-
-A node that was not recorded has no orders and ends with its runner, so nothing is ever left unknown.
-"""
+"""Run a containerlab topology in namespaces: bring it up, enter it, look at it, take it down."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fabric.errors import LabError, NotFound, Taken
+from fabric.errors import ConfigError, LabError, NotFound, Taken
+from fabric.lab import cgroups, publish, wires, wiring
 from fabric.lab import node as nodes
 from fabric.lab import topology as topologies
-from fabric.lab.init import Orders
-from fabric.lab.node import Birth, FirstProcess, NodeProcess, Process
-from fabric.lab.profiles import PLAIN, Profile, profile_of
-from fabric.lab.topology import Node, Topology
-
-RUN = Path("/run/fabricctl-lab")
+from fabric.lab.boot import Boot
+from fabric.lab.home import BACKPLANE, Home, Record, homes
+from fabric.lab.node import Birth, NodeProcess, Process
+from fabric.lab.profiles import PLAIN
+from fabric.lab.topology import Node, Port, Topology
 
 
 def _quiet(_: str) -> None:
@@ -43,12 +33,20 @@ def _quiet(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """One node as it is now; `pid` is its first process's, None when the node is not running."""
+    """One node as it is now; `pid` is its first process's, None when the node is not running.
+
+    `state` is "running", "stopped" (it never was, or ended by itself), "broken" (by `lab break`: the node,
+    or its daemons). `addresses` are those on the management network.
+    """
 
     name: str
+    container: str
     image: str
     profile: str
+    state: str
     pid: int | None
+    addresses: tuple[str, ...]
+    labels: dict[str, str]
     links: tuple[str, ...]  # "eth1 tor:eth4", as the topology has them
 
 
@@ -59,7 +57,7 @@ class Lab:
     """
 
     def __init__(self, file: Path, topology: Topology) -> None:
-        self.file, self.topology = file, topology
+        self.file, self.topology, self.home = file, topology, Home(topology.name)
         self._unreaped: list[subprocess.Popen[bytes]] = []
 
     @classmethod
@@ -72,7 +70,7 @@ class Lab:
         file = Path(path)
         topology = topologies.load(file)
         if name:
-            topology = Topology(name, topology.nodes, topology.links)
+            topology = replace(topology, name=name)
         return cls(file.resolve(), topology)
 
     @property
@@ -98,8 +96,7 @@ class Lab:
             LabError: a node, link, daemon or command failed, or the running lab differs from the file.
             Taken: another command is at work on this lab.
         """
-        _need_root()
-        with self._locked():
+        with self.locked():
             if self._stands():
                 return False
             self._destroy()
@@ -121,12 +118,20 @@ class Lab:
             LabError: a process outlived its kill.
             Taken: another command is at work on this lab.
         """
-        _need_root()
-        if not self._home.exists():
+        need_root()
+        if not self.home.path.exists():
+            self._reap()  # another process took it down
             return False
-        with self._locked():
+        with self.locked():
             self._destroy()
         return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other command that changes this lab away."""
+        need_root()
+        with self.home.locked():
+            yield
 
     def pid(self, node: str) -> int:
         """Return the host's pid of the node's first process."""
@@ -134,11 +139,12 @@ class Lab:
 
     def command(self, node: str, argv: Sequence[str]) -> list[str]:
         """Return the host's command that runs `argv` in the node; give it `environment(node)`."""
-        return nodes.enter(self._process(node), argv)
+        it = self.node(node)
+        return [*cgroups.joining(self.name, it), *nodes.enter(self._process(node), argv, it.user)]
 
     def environment(self, node: str) -> dict[str, str]:
         """Return what a command in the node sees."""
-        return nodes.environment(self._node(node).env)
+        return nodes.environment(self.node(node).env)
 
     def popen(self, node: str, argv: Sequence[str], **options: Any) -> NodeProcess:
         """Start `argv` in the node; `options` are subprocess.Popen's. Text, not bytes."""
@@ -185,183 +191,145 @@ class Lab:
 
     def log(self, node: str) -> Path:
         """Return where the host finds what the node's daemons and `exec` commands printed."""
-        return self._home / node / "log"
+        self.node(node)
+        return self.home.log(node)
 
-    # State on disk
+    def save(self) -> list[Path]:
+        """Write the configuration that each running router has to clab-NAME/NODE/ beside the topology's file.
 
-    @property
-    def _home(self) -> Path:
-        return RUN / self.name
+        Returns:
+            The files written. A node whose image has no configuration to save is left out.
+        """
+        saved = []
+        for node in self.topology.nodes:
+            profile = node.profile
+            if not profile or not profile.save or not self.home.running(node.name):
+                continue
+            text = self.exec(node.name, profile.save.command).stdout
+            path = self.file.parent / f"clab-{self.name}" / node.name / profile.save.file
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            except OSError as err:
+                raise LabError(f"node {node.name}: {path} cannot be written: {err.strerror}") from err
+            saved.append(path)
+        return saved
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lab's directory; it is there inside, and gone after if it was left empty."""
-        fd = self._lock()
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                self._home.rmdir()
-                RUN.rmdir()
-            os.close(fd)
+    def start(self, names: Sequence[str], progress: Callable[[str], None] = _quiet) -> None:
+        """Start nodes that do not run, of a lab that does; the caller holds the lock.
 
-    def _lock(self) -> int:
-        while True:
-            with suppress(FileNotFoundError, FileExistsError):
-                RUN.mkdir(exist_ok=True)
-                self._home.mkdir(exist_ok=True)
-                fd = os.open(self._home, os.O_DIRECTORY)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as err:
-                    os.close(fd)
-                    raise Taken(f"lab {self.name}: another command is at work on it; wait for it") from err
-                # Its last holder may have removed the directory between our open and our lock.
-                if self._home.exists() and self._is_home(fd):
-                    return fd
-                os.close(fd)
-
-    def _is_home(self, fd: int) -> bool:
-        return os.path.samestat(os.fstat(fd), self._home.stat())
-
-    def _record(self, *, complete: bool) -> None:
-        record = {"file": str(self.file), "digest": self._digest(), "complete": complete}
-        (self._home / "lab.json").write_text(json.dumps(record))
-
-    def _digest(self) -> str:
-        return hashlib.sha256(repr(self.topology).encode()).hexdigest()
-
-    def _stands(self) -> bool:
-        try:
-            record = json.loads((self._home / "lab.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        if not record["complete"]:
-            return False
-        gone = [node.name for node in self.topology.nodes if not self._running(node.name)]
-        if record["digest"] != self._digest():
-            raise LabError(
-                f"lab {self.name} runs another version of {record['file']} than {self.file} is now;"
-                " it was left alone; take it down first"
-            )
-        if gone:
-            raise LabError(f"lab {self.name}: {', '.join(gone)} ended since it came up; take it down first")
-        return True
+        Raises:
+            LabError: one failed; it is not running then.
+        """
+        Boot(self.home, self.topology, names, progress).start()
 
     # Building and ending
 
-    def _build(self, progress: Callable[[str], None]) -> None:
-        self._record(complete=False)
-        with ExitStack() as pipes:
-            births = [self._spawn(node, pipes) for node in self.topology.nodes]
-            # A node writes to its pipe once and waits: taking them in turn lets all work at once.
-            for birth, node in zip(births, self.topology.nodes, strict=True):
-                birth.born().write(self._home / node.name / "process")
-                birth.order(self._orders(node, progress))
-            for birth in births:
-                birth.ready()
-            self._link()
-            for birth in births:
-                birth.go()
-            for birth in births:
-                self._judge(birth, progress)
-        if gone := [node.name for node in self.topology.nodes if not self._running(node.name)]:
-            raise LabError("\n".join(self._ended(name) for name in gone))
-        self._record(complete=True)
+    def _stands(self) -> bool:
+        record = self.home.recorded()
+        if not record or not record.complete:
+            return False
+        if record.digest != self._digest():
+            raise LabError(
+                f"lab {self.name} runs another version of {record.file} than {self.file} is now;"
+                " it was left alone; take it down first"
+            )
+        self.home.backplane()
+        states = self.inspect()
+        if broken := [state.name for state in states if state.state == "broken"]:
+            raise LabError(
+                f"lab {self.name}: {', '.join(broken)} broken by `lab break`; `lab restore` it first"
+            )
+        if gone := [state.name for state in states if state.state == "stopped"]:
+            raise LabError(f"lab {self.name}: {', '.join(gone)} ended since it came up; take it down first")
+        return True
 
-    def _spawn(self, node: Node, pipes: ExitStack) -> Birth:
-        (self._home / node.name).mkdir()
-        birth = Birth(node.name, self.log(node.name))
-        pipes.callback(birth.close)
-        self._unreaped.append(birth.popen)
+    def _build(self, progress: Callable[[str], None]) -> None:
+        record = Record(str(self.file), self._digest(), complete=False)
+        self.home.record(record)
+        for node in self.topology.nodes:
+            if not node.profile:
+                progress(f"node {node.name}: no profile for {node.image}; it runs as plain Linux")
+        with ExitStack() as owned:
+            backplane = self._lay_backplane(owned)
+            self.start([node.name for node in self.topology.nodes], progress)
+            backplane.go()
+        self.home.record(replace(record, complete=True))
+
+    def _lay_backplane(self, owned: ExitStack) -> Birth:
+        """Start what lies between the nodes; it has no wires yet."""
+        listening = [
+            (owned.enter_context(_listen(self.name, node.name, port)), node, port)
+            for node in self.topology.nodes
+            for port in node.ports
+        ]
+        self.home.prepare(BACKPLANE)
+        self.home.prepare(self.home.disks.name)
+        birth, popen = nodes.bear_backplane(
+            self.home.log(BACKPLANE), [each.fileno() for each, _, _ in listening]
+        )
+        owned.callback(birth.close)
+        self._unreaped.append(popen)
+        self.home.keep(BACKPLANE, birth.born())
+        published = [
+            publish.Published(
+                fd=each.fileno(), protocol=port.protocol, address=str(node.addresses[0].ip), port=port.port
+            )
+            for each, node, port in listening
+        ]
+        program = [sys.executable, "-I", "-S", str(publish.__file__), json.dumps(published)]
+        birth.order(
+            {
+                "disks": str(self.home.disks),
+                "wires": [wires.wire(i) for i, link in enumerate(self.topology.links) if wires.is_wire(link)],
+                "publish": program if published else [],
+            }
+        )
+        wiring.lay(self.home, self.topology)
         return birth
 
-    def _judge(self, birth: Birth, progress: Callable[[str], None]) -> None:
-        report = birth.report(progress)
-        if report["fault"]:
-            shown = nodes.tail(birth.log, report["at"])
-            raise LabError(f"node {birth.name}: {report['fault']}{shown}")
-
-    def _ended(self, name: str) -> str:
-        return f"node {name}: its foreground process ended{nodes.tail(self.log(name))}"
-
-    def _orders(self, node: Node, progress: Callable[[str], None]) -> Orders:
-        profile = profile_of(node.image)
-        if not profile:
-            progress(f"node {node.name}: no profile for {node.image}; it runs as plain Linux")
-            profile = Profile(PLAIN)
-        return Orders(
-            name=node.name,
-            binds=[(str(bind.source), str(bind.target), bind.read_only) for bind in node.binds],
-            scratch=list(profile.scratch),
-            interfaces=[
-                end.interface
-                for link in self.topology.links
-                for end in (link.a, link.b)
-                if end.node == node.name
-            ],
-            env=nodes.environment(node.env),
-            delay=node.startup_delay,
-            start=profile.start,
-            main=list(node.cmd or profile.main),
-            ready=profile.ready,
-            exec=[list(command) for command in node.exec],
-        )
-
-    def _link(self) -> None:
-        if not self.topology.links:
-            return
-        batch = "".join(
-            f"link add {link.a.interface} mtu {link.mtu} netns {self.pid(link.a.node)} type veth"
-            f" peer name {link.b.interface} mtu {link.mtu} netns {self.pid(link.b.node)}\n"
-            for link in self.topology.links
-        )
-        done = subprocess.run(["ip", "-batch", "-"], input=batch, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LabError(f"lab {self.name}: links: {done.stderr.strip()}")
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(self.topology).encode()).hexdigest()
 
     def _destroy(self) -> None:
         # An impatient second Ctrl-C would leave half of it behind: it waits until all is gone.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            self._end_everything()
+            self.home.end()
+            self._reap()
+            cgroups.remove(self.name)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _end_everything(self) -> None:
-        for record in self._home.glob("*/process"):
-            if first := FirstProcess.read(record):
-                first.end()
+    def _reap(self) -> None:
         for popen in self._unreaped:
             popen.wait(10)
         self._unreaped.clear()
-        for path in self._home.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
     # Nodes
 
-    def _node(self, name: str) -> Node:
+    def node(self, name: str) -> Node:
+        """Return the node called `name`.
+
+        Raises:
+            NotFound: the topology has none.
+        """
         for node in self.topology.nodes:
             if node.name == name:
                 return node
         known = ", ".join(node.name for node in self.topology.nodes)
         raise NotFound(f'lab {self.name} has no node "{name}"; it has {known}')
 
-    def _running(self, name: str) -> Process | None:
-        first = FirstProcess.read(self._home / name / "process")
-        return first.init if first and first.init.alive else None
-
     def _process(self, name: str) -> Process:
-        self._node(name)
-        if process := self._running(name):
+        self.node(name)
+        if process := self.home.running(name):
             return process
-        raise NotFound(f"lab {self.name}: node {name} is not running; bring the lab up")
+        cure = "`lab restore` it" if self.home.marker(name, "off").exists() else "bring the lab up"
+        raise NotFound(f"lab {self.name}: node {name} is not running; {cure}")
 
     def _state(self, node: Node) -> NodeState:
-        process, profile = self._running(node.name), profile_of(node.image)
+        process = self.home.running(node.name)
+        broken = any(self.home.marker(node.name, what).exists() for what in ("off", "held"))
         links = tuple(
             f"{near.interface} {far}"
             for link in self.topology.links
@@ -369,14 +337,89 @@ class Lab:
             if near.node == node.name
         )
         return NodeState(
-            node.name,
-            node.image,
-            profile.name if profile else PLAIN,
-            process.pid if process else None,
-            links,
+            name=node.name,
+            container=self.topology.container(node.name),
+            image=node.image,
+            profile=node.profile.name if node.profile else PLAIN,
+            state="broken" if broken else "running" if process else "stopped",
+            pid=process.pid if process else None,
+            addresses=tuple(str(address.ip) for address in node.addresses),
+            labels=dict(node.labels),
+            links=links,
         )
 
 
-def _need_root() -> None:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A lab that something is left of; `state` is "up", or "half-way" where an `up` has not ended well."""
+
+    name: str
+    state: str
+    running: int
+    nodes: int
+    file: str
+
+
+def standing() -> list[Standing]:
+    """Return the labs of this host, by name."""
+    found = []
+    for home in homes():
+        record = home.recorded()
+        names = home.nodes()
+        found.append(
+            Standing(
+                name=home.name,
+                state="up" if record and record.complete else "half-way",
+                running=sum(home.running(name) is not None for name in names),
+                nodes=len(names),
+                file=record.file if record else "",
+            )
+        )
+    return found
+
+
+def down(file: Path) -> list[str]:
+    """Take down what stands of the lab in `file`; return its name, or nothing if it did not stand.
+
+    Where the file cannot be read any more, what was brought up from it goes down.
+
+    Raises:
+        ConfigError: that, and nothing stands that came from it.
+    """
+    try:
+        lab = Lab.load(file)
+    except ConfigError:
+        path = str(file.resolve())
+        names = [each.name for each in standing() if each.file == path]
+        if not names:
+            raise
+        for name in names:
+            Lab(file, Topology(name, ())).down()
+        return names
+    return [lab.name] if lab.down() else []
+
+
+def _listen(lab: str, node: str, port: Port) -> socket.socket:
+    """Return a socket at the host's side of a published port; its descriptor may be inherited."""
+    address = str(port.host_ip or "::")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
+    listener = socket.socket(family, kind)
+    try:
+        if port.protocol == "tcp":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port.host_port))
+        if port.protocol == "tcp":
+            listener.listen()
+    except OSError as err:
+        listener.close()
+        raise Taken(
+            f"lab {lab}: node {node}: port {port.host_port}/{port.protocol} of the host: {err.strerror};"
+            " publish another one"
+        ) from err
+    return listener
+
+
+def need_root() -> None:
     if os.geteuid():
         raise LabError("labs make namespaces, which takes root; nothing was changed; run it with sudo")

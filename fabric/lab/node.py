@@ -1,7 +1,7 @@
 """Touch the processes of lab nodes: start a first process, recognise it later, enter it, end it.
 
-Ownership: a node is known by its first process and the `unshare` that waits for it, each by pid and
-start time. A recycled pid has another start time, so a stranger is never signalled.
+Ownership: a node is known by its first process and the one that waits for it, each by pid and start
+time. A recycled pid has another start time, so a stranger is never signalled.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from fabric.errors import LabError
-from fabric.lab import init
+from fabric.lab import backplane, init
 
 NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid")
-UNSHARE = (
-    *("unshare", *NAMESPACES, "--fork", "--kill-child=KILL"),
-    *("--mount-proc", "--propagation", "private", "--"),
-)
+INIT = str(init.__file__)
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -50,30 +51,43 @@ class Process:
     def alive(self) -> bool:
         return Process.find(self.pid) == self
 
+    def kill(self) -> None:
+        """Send SIGKILL and do not wait; gone already is no error."""
+        with self._held() as fd:
+            if fd is not None:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def gone(self, within: float) -> bool:
+        """Return whether it ends, or has ended, within so many seconds."""
+        with self._held() as fd:
+            return fd is None or bool(select.select([fd], [], [], within)[0])
+
     def end(self, within: float = 10.0) -> None:
         """Kill it and return once it is gone; gone already is no error."""
+        self.kill()
+        if not self.gone(within):
+            raise LabError(f"process {self.pid} outlived SIGKILL by {within:.0f} s; try again")
+
+    @contextmanager
+    def _held(self) -> Iterator[int | None]:
+        """Give a pidfd of this very process, or None if it is gone."""
         try:
             fd = os.pidfd_open(self.pid)
         except ProcessLookupError:
+            yield None
             return
         try:
-            if self.alive:  # judged while the pidfd holds the pid's meaning still
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-                if not select.select([fd], [], [], within)[0]:
-                    raise LabError(f"process {self.pid} outlived SIGKILL by {within:.0f} s; try again")
+            yield fd if self.alive else None  # judged while the pidfd holds the pid's meaning still
         finally:
             os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
 class FirstProcess:
-    """What a node stands and falls with, and its `unshare`, which holds the namespaces too."""
+    """What a node stands and falls with, and its parent, which waits for it and holds namespaces too."""
 
     init: Process
-    unshare: Process
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
+    parent: Process
 
     @classmethod
     def read(cls, path: Path) -> FirstProcess | None:
@@ -82,45 +96,112 @@ class FirstProcess:
             data = json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        return cls(Process(**data["init"]), Process(**data["unshare"]))
+        return cls(Process(**data["init"]), Process(**data["parent"]))
 
     def end(self) -> None:
+        """Kill it and return once it is gone."""
         self.init.end()
-        self.unshare.end()
+        if not self.parent.gone(within=1.0):  # it reaps its child, and ends
+            self.parent.end()
+
+
+class Nursery:
+    """Where first processes of nodes come from, those of one start; fabric/lab/init.py is its other side."""
+
+    def __init__(self, backplane: Process, log: Path) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._turn = threading.Lock()
+        with theirs, log.open("a+b") as sink:
+            self._popen = subprocess.Popen(
+                [*_within(backplane), sys.executable, "-I", "-S", INIT],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=sink,
+                start_new_session=True,
+            )
+
+    def bear(self, name: str, log: Path, network: bytes, join: Process | None = None) -> Birth:
+        """Return the birth of a node whose network is one of init.py's kinds; with JOIN, that of `join`."""
+        net = [os.open(f"/proc/{join.pid}/ns/net", os.O_RDONLY)] if join else []
+        stdin, near = os.pipe()
+        far, stdout = os.pipe()
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        theirs = [stdin, stdout, sink, *net]
+        try:
+            with self._turn:
+                socket.send_fds(self._channel, [network], theirs)
+                answer = self._channel.recv(16)
+        except OSError:
+            answer = b""
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        if not answer:
+            os.close(near)
+            os.close(far)
+            raise LabError(f"node {name}: its namespaces cannot be made{tail(log)}")
+        return Birth(name, log, int(answer), os.fdopen(near, "wb", 0), os.fdopen(far, "rb", 0))
+
+    def close(self) -> None:
+        """End it; what it bore lives on."""
+        self._channel.close()
+        self._popen.wait()
+
+
+def bear_backplane(log: Path, descriptors: Sequence[int]) -> tuple[Birth, subprocess.Popen[bytes]]:
+    """Start a backplane, which inherits `descriptors`; the process is to be reaped by the caller."""
+    unshare = (
+        "unshare",
+        *NAMESPACES,
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+        "--propagation",
+        "private",
+    )
+    with log.open("a+b") as sink:
+        popen = subprocess.Popen(
+            [*unshare, "--", sys.executable, "-I", "-S", backplane.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            bufsize=0,
+            pass_fds=descriptors,
+            start_new_session=True,  # the terminal's Ctrl-C is for the runner
+        )
+    assert popen.stdin
+    assert popen.stdout
+    return Birth("backplane", log, popen.pid, popen.stdin, popen.stdout), popen
 
 
 class Birth:
-    """A node from its `unshare` until it has reported; fabric/lab/init.py has the conversation."""
+    """A first process from its start until it has reported; `pid` is of the one that waits for it.
 
-    def __init__(self, name: str, log: Path) -> None:
-        self.name, self.log, self._heard = name, log, b""
-        with log.open("a+b") as sink:
-            self.popen = subprocess.Popen(
-                [*UNSHARE, sys.executable, "-I", "-S", init.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=sink,
-                bufsize=0,
-                start_new_session=True,  # the terminal's Ctrl-C is for the runner
-            )
+    fabric/lab/init.py and backplane.py have the conversation.
+    """
+
+    def __init__(self, name: str, log: Path, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self.name, self.log, self.pid = name, log, pid
+        self._stdin, self._stdout, self._heard = stdin, stdout, b""
+        self._first: FirstProcess | None = None
 
     def born(self) -> FirstProcess:
-        """Return the node's processes; it does nothing until it gets orders, and ends if none come."""
+        """Return the process and its `unshare`; it does nothing until it gets orders, and ends if none come."""
         self._line("start")
-        pid = self.popen.pid
-        child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
-        first, unshare = Process.find(child), Process.find(pid)
-        if not first or not unshare:
+        child = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
+        first, parent = Process.find(child), Process.find(self.pid)
+        if not first or not parent:
             raise self._lost("start")
-        return FirstProcess(first, unshare)
+        self._first = FirstProcess(first, parent)
+        return self._first
 
-    def order(self, orders: init.Orders) -> None:
-        self._send(json.dumps(orders), "take orders")
+    def order(self, orders: Mapping[str, object]) -> None:
+        """Hand over the orders and return once they are carried out: its files are its own."""
+        self._step(json.dumps(orders), "ready", "get its files")
 
-    def ready(self) -> None:
-        """Return once the node's files are its own."""
-        if (line := self._line("get its files")) != "ready":
-            raise LabError(f"node {self.name}: {json.loads(line)['fault']}")
+    def link(self) -> None:
+        """Return once its links are up."""
+        self._step("link", "linked", "set its links up")
 
     def go(self) -> None:
         self._send("go", "start")
@@ -130,27 +211,35 @@ class Birth:
         report: init.Report = json.loads(self._line("run its daemons", progress, within=None))
         return report
 
+    def kill(self) -> None:
+        """End it, so that whoever waits for its next line is told."""
+        first = self._first.init if self._first else Process.find(self.pid)
+        if first:
+            first.kill()
+
     def close(self) -> None:
-        """Give the pipes back; a node that got no (go) ends by it."""
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe:
-                pipe.close()
+        """Give the pipes back; one that got no (go) ends by it."""
+        self._stdin.close()
+        self._stdout.close()
+
+    def _step(self, line: str, done: str, what: str) -> None:
+        self._send(line, what)
+        if (answer := self._line(what)) != done:
+            raise LabError(f"node {self.name}: {json.loads(answer)['fault']}{tail(self.log)}")
 
     def _send(self, line: str, what: str) -> None:
-        assert self.popen.stdin
         try:
-            self.popen.stdin.write(line.encode() + b"\n")
+            self._stdin.write(line.encode() + b"\n")
         except BrokenPipeError as err:
             raise self._lost(what) from err
 
     def _line(
         self, what: str, progress: Callable[[str], None] | None = None, within: float | None = 20
     ) -> str:
-        assert self.popen.stdout
         began = time.monotonic()
         while b"\n" not in self._heard:
-            if select.select([self.popen.stdout], [], [], 1)[0]:
-                chunk = self.popen.stdout.read(65536)
+            if select.select([self._stdout], [], [], 1)[0]:
+                chunk = self._stdout.read(65536)
                 if not chunk:
                     raise self._lost(what)
                 self._heard += chunk
@@ -176,20 +265,26 @@ def tail(log: Path, at: int = 0, lines: int = 20) -> str:
     return "".join(f"\n    {line}" for line in text.splitlines()[-lines:])
 
 
+def _within(backplane: Process) -> list[str]:
+    """Return what a command begins with that is to see the disks in the backplane."""
+    return ["nsenter", f"--mount=/proc/{backplane.pid}/ns/mnt", "--"]
+
+
 def environment(own: Mapping[str, str]) -> dict[str, str]:
     """Return what a node's processes see: a container's clean environment, and this Python's commands."""
     kept = {key: os.environ[key] for key in ("TERM", "LANG") if key in os.environ}
-    path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}"
+    path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}:{init.TOOLS}"
     return {"PATH": path, "HOME": "/root", **kept, **own}
 
 
-def enter(process: Process, argv: Sequence[str]) -> list[str]:
-    """Return the command that runs `argv` in the node of `process`, with `argv`'s exit status.
+def enter(process: Process, argv: Sequence[str], user: str = "") -> list[str]:
+    """Return the command that runs `argv` in the node of `process` as `user`, with `argv`'s exit status.
 
     nsenter forks, and its own death would leave the command behind: hence the parent-death signal.
     """
     return [
         *("nsenter", "--target", str(process.pid), *NAMESPACES, "--"),
+        *init.become(user),
         *("setpriv", "--pdeathsig", "KILL", "--", *argv),
     ]
 

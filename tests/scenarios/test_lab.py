@@ -5,88 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fabric.errors import LabError, NotFound, Taken
-from fabric.lab.lab import RUN, Lab
+from fabric.lab.home import RUN
+from fabric.lab.lab import Lab
 from fabric.lab.node import Process
+from tests.scenarios.labs import CLI, Trace, cli, recorded, until
 
 SHIPPED = Path(__file__).parents[2] / "containerlab"
-CLI = [sys.executable, "-c", "from fabric.cli.lab import app; app()"]
-
-
-def until(condition: Callable[[], object], within: float = 20.0) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"still not after {within:.0f} s"
-        time.sleep(0.02)
-
-
-def namespace(pid: int) -> str:
-    """Return the pid namespace a process runs in, or nothing if it is gone or not ours to look at."""
-    with suppress(OSError):
-        return str(Path(f"/proc/{pid}/ns/pid").readlink())
-    return ""
-
-
-def recorded(name: str) -> list[Process]:
-    records = [json.loads(path.read_text()) for path in (RUN / name).glob("*/process")]
-    return [Process(**record[key]) for record in records for key in ("init", "unshare")]
-
-
-class Trace:
-    """What a running lab consists of, taken while it runs, to look for afterwards."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.processes = name, recorded(name)
-        self.namespaces = {namespace(each.pid) for each in self.processes} - {namespace(os.getpid()), ""}
-        assert self.namespaces
-
-    def assert_nothing_left(self) -> None:
-        pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-        assert [pid for pid in pids if namespace(pid) in self.namespaces] == []
-        assert [process for process in self.processes if process.alive] == []
-        assert not (RUN / self.name).exists()
-        assert self.name not in Path("/proc/self/mountinfo").read_text()
-
-
-@pytest.fixture
-def name(tmp_path: Path) -> str:
-    return f"{tmp_path.parent.name}-{tmp_path.name}".replace("_", "-")[-60:].strip("-")
-
-
-@pytest.fixture
-def write(tmp_path: Path, name: str) -> Iterator[Callable[[str], Path]]:
-    """Write a topology with these nodes (and links); whatever came up of it goes down at the end."""
-    file = tmp_path / "test.clab.yml"
-
-    def write(body: str) -> Path:
-        file.write_text(
-            f"name: {name}\ntopology:\n"
-            f"  defaults: {{kind: linux, image: alpine, env: {{LAB: {name}}}}}\n  nodes:\n{body}"
-        )
-        return file
-
-    yield write
-    if file.exists():
-        Lab.load(file).down()
-
-
-@contextmanager
-def cli(*argv: str) -> Iterator[subprocess.Popen[str]]:
-    pipe = subprocess.PIPE
-    with subprocess.Popen([*CLI, *argv], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 PAIR = '    a:\n    b:\n  links: [{endpoints: ["a:eth1", "b:eth1"], mtu: 1400}]\n'
 SLOW = "    a:\n    b: {startup-delay: 600}\n"
 
@@ -94,7 +24,7 @@ SLOW = "    a:\n    b: {startup-delay: 600}\n"
 def await_slow(process: subprocess.Popen[str]) -> None:
     """Return once `up` has every node going and waits for the delayed one."""
     assert process.stderr
-    assert "node b: waiting for it to" in process.stderr.readline()
+    assert any("node b: waiting for it to" in line for line in process.stderr)
 
 
 # What a node says to the ToR in its own words, until it has an agent.
@@ -124,7 +54,7 @@ def test_quickstart(file: str, ask: list[str], name: str, tmp_path: Path) -> Non
     config.write_text(BIRD_IN_NODE1)
     with lab:
         trace = Trace(name)
-        for node, tor in (("node1", "10.10.1.1"), ("node2", "10.10.2.1"), ("host", "10.10.4.1")):
+        for node, tor in (("node1", "10.10.1.1"), ("node2", "10.10.2.1"), ("outside", "10.10.4.1")):
             lab.exec(node, ["ping", "-c1", "-W5", tor])
         assert (
             "healthy"
@@ -168,7 +98,7 @@ def test_a_node_has_files_a_name_and_links_of_its_own(write: Callable[[str], Pat
     (tmp_path / "hello").write_text("bound\n")
     file = write(
         "    a:\n      binds: ['hello:/etc/new/hello:ro', 'hello:/run/hello', 'hello:/usr/lib/new/hello']\n"
-        "      exec: ['sh -c \"echo $LAB > /etc/lab; echo x > /var/lib/lab\"']\n"
+        "      exec: ['sh -c \"echo $$LAB > /etc/lab; echo x > /var/lib/lab\"']\n"
     )
     with Lab.load(file) as lab:
 
@@ -269,10 +199,9 @@ def test_what_dies_at_start_is_shown_and_everything_goes_down(
 ) -> None:
     (tmp_path / "bad").write_text("router nonsense\n")
     seen: list[Process] = []
+    second = node.removesuffix("}") + ", stages: {create: {wait-for: [{node: a, stage: healthy}]}}}"
     with pytest.raises(LabError) as failure:
-        Lab.load(write(f"    a: {{image: strange/thing}}\n    b: {node}\n")).up(
-            progress=lambda _: seen.extend(recorded(name))
-        )
+        Lab.load(write(f"    a:\n    b: {second}\n")).up(lambda _: seen.extend(recorded(name)))
     for part in (*want, f"lab {name} was taken down"):
         assert part in str(failure.value)
     assert seen
@@ -280,8 +209,19 @@ def test_what_dies_at_start_is_shown_and_everything_goes_down(
     assert not (RUN / name).exists()
 
 
+def test_an_image_that_nobody_knows_runs_as_plain_linux_with_a_warning(write: Callable[[str], Path]) -> None:
+    said: list[str] = []
+    lab = Lab.load(write("    a: {image: strange/thing}\n"))
+    try:
+        lab.up(said.append)
+        assert said[0] == "node a: no profile for strange/thing; it runs as plain Linux"
+        assert lab.inspect()[0].profile == "plain"
+    finally:
+        lab.down()
+
+
 def test_a_node_ends_with_its_foreground_process(write: Callable[[str], Path]) -> None:
-    lab = Lab.load(write("    a: {cmd: sleep infinity}\n    b:\n"))
+    lab = Lab.load(write("    a: {cmd: sleep infinity, restart-policy: 'no'}\n    b:\n"))
     with lab:
         lab.exec("a", ["pkill", "-x", "sleep"])
         until(lambda: lab.inspect()[0].pid is None)
@@ -310,7 +250,7 @@ def test_a_runner_killed_half_way_does_not_stop_the_next_up(write: Callable[[str
         await_slow(process)
     seen = recorded(name)
     with Lab.load(write("    a:\n")) as lab:
-        assert [each.alive for each in seen] == [False] * 4
+        assert [each.alive for each in seen] == [False] * 6  # two a node, and the backplane's
         assert lab.exec("a", ["true"]).returncode == 0
 
 
@@ -333,7 +273,7 @@ def test_a_recycled_pid_is_never_signalled(write: Callable[[str], Path], name: s
         text = path.read_text()
         with subprocess.Popen(["sleep", "600"]) as stranger:
             path.write_text(
-                json.dumps({key: {"pid": stranger.pid, "started": 1} for key in ("init", "unshare")})
+                json.dumps({key: {"pid": stranger.pid, "started": 1} for key in ("init", "parent")})
             )
             assert lab.inspect()[0].pid is None
             for process in recorded(name):

@@ -21,7 +21,7 @@ def test_inspect_prints_what_every_command_can_print(tmp_path: Path, form: str, 
 
 def test_inspect_prints_a_table_by_default(tmp_path: Path) -> None:
     heading, row = inspect(tmp_path).splitlines()
-    assert heading.split() == ["NODE", "PROFILE", "STATE", "PID", "LINKS"]
+    assert heading.split() == ["NODE", "PROFILE", "STATE", "PID", "ADDRESSES", "LINKS"]
     assert row.split()[0] == "a"
     assert "stopped" in row
 

@@ -1,0 +1,163 @@
+"""Touches the directory in which a lab is remembered: enough for another process to look at it and end it.
+
+Everything a lab has hangs on its first processes, those of its nodes and that of its backplane: killing one
+ends its processes, mounts and links. Below RUN/NAME:
+
+    lab.json             the file it came from, its digest, and whether `up` came to its end
+    .disks               in the backplane alone: the nodes' disks
+    NODE/process         the first process (pid and start time), written before it gets orders
+    NODE/log             what its daemons and `exec` commands printed
+    NODE/off, NODE/held  `lab break` has ended the node, or its daemons
+
+NODE is .backplane for the backplane. A first process that was not recorded has no orders and ends with its
+runner, so nothing is ever left unknown.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fabric.errors import LabError, Taken
+from fabric.lab.node import FirstProcess, Process
+
+RUN = Path("/run/fabricctl-lab")
+BACKPLANE = ".backplane"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """lab.json."""
+
+    file: str
+    digest: str
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directory of the lab called `name`."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return RUN / self.name
+
+    @property
+    def disks(self) -> Path:
+        return self.path / ".disks"
+
+    def log(self, node: str) -> Path:
+        return self.path / node / "log"
+
+    def marker(self, node: str, what: str) -> Path:
+        return self.path / node / what
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory; it is there inside, and gone after if it was left empty.
+
+        Raises:
+            Taken: another command is at work on this lab.
+        """
+        fd = self._lock()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()
+                RUN.rmdir()
+            os.close(fd)
+
+    def _lock(self) -> int:
+        while True:
+            with suppress(FileNotFoundError, FileExistsError):
+                RUN.mkdir(exist_ok=True)
+                self.path.mkdir(exist_ok=True)
+                fd = os.open(self.path, os.O_DIRECTORY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as err:
+                    os.close(fd)
+                    raise Taken(f"lab {self.name}: another command is at work on it; wait for it") from err
+                # Its last holder may have removed the directory between our open and our lock.
+                if self.path.exists() and os.path.samestat(os.fstat(fd), self.path.stat()):
+                    return fd
+                os.close(fd)
+
+    def record(self, record: Record) -> None:
+        self._write(self.path / "lab.json", json.dumps(asdict(record)))
+
+    def recorded(self) -> Record | None:
+        """Return lab.json, or None where no `up` came far enough to write it."""
+        try:
+            return Record(**json.loads((self.path / "lab.json").read_text()))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def prepare(self, node: str) -> None:
+        """Make the directory of a node; one that was there keeps its log."""
+        try:
+            self.marker(node, "").mkdir(exist_ok=True)
+        except OSError as err:
+            raise self._unwritable(self.path / node, err) from err
+
+    def keep(self, node: str, process: FirstProcess) -> None:
+        """Record a first process: from now on `down` finds it."""
+        self._write(self.path / node / "process", json.dumps(asdict(process)))
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            path.write_text(text)
+        except OSError as err:
+            raise self._unwritable(path, err) from err
+
+    def _unwritable(self, path: Path, err: OSError) -> LabError:
+        return LabError(f"lab {self.name}: {path} cannot be written: {err.strerror}; make room there")
+
+    def nodes(self) -> list[str]:
+        """Return the nodes that have come to be, by name."""
+        names = {path.parent.name for path in self.path.glob("*/process")}
+        return sorted(names - {BACKPLANE})
+
+    def first(self, node: str) -> FirstProcess | None:
+        return FirstProcess.read(self.path / node / "process")
+
+    def running(self, node: str) -> Process | None:
+        first = self.first(node)
+        return first.init if first and first.init.alive else None
+
+    def backplane(self) -> Process:
+        """Return the backplane's first process.
+
+        Raises:
+            LabError: the lab is not up, or its backplane has been killed.
+        """
+        if process := self.running(BACKPLANE):
+            return process
+        raise LabError(f"lab {self.name}: its backplane is gone; take the lab down and bring it up again")
+
+    def end(self) -> None:
+        """End every first process that is recorded, and forget everything."""
+        firsts = [first for record in self.path.glob("*/process") if (first := FirstProcess.read(record))]
+        for first in firsts:
+            first.init.kill()  # all of them die at the same time
+        for first in firsts:
+            first.end()
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def homes() -> list[Home]:
+    """Return every lab of this host that anything is left of, by name."""
+    return [Home(path.name) for path in sorted(RUN.glob("*")) if path.is_dir()]
