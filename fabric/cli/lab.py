@@ -238,6 +238,66 @@ def restore(file: File) -> None:
         typer.echo(act())
 
 
+@app.command()
+def verify(
+    file: File,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Time in which all has to come true, in place of the file's."
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", click_type=completion.FILE, help="Write the results as JUnit XML here as well."
+        ),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Hold a running lab against NAME.verify.yml; exit status 1 if an expectation is not met.
+
+    Example: fabricctl lab verify containerlab/quickstart.clab.yml
+    """
+    import signal
+    from dataclasses import replace
+
+    from fabric.lab import expect
+    from fabric.lab import verify as verifying
+    from fabric.lab.lab import Lab
+
+    # A polite kill is an interrupt, which ends what was started.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    lab = Lab.load(file)
+    expectations = expect.load(file, lab.topology)
+    if within is not None:
+        expectations = replace(expectations, within=within)
+    with progress(f"lab {lab.name}: verifying"):
+        results = verifying.verify(lab, expectations)
+    if output is Format.TABLE:
+        table(
+            ("WHAT", "WHERE", "EXPECTED", "FOUND", "SECONDS", "RESULT"),
+            [
+                (e.what, e.where, e.expected, r.found, f"{r.seconds:.1f}", "ok" if r.holds else "MISS")
+                for r in results
+                for e in [r.expectation]
+            ],
+        )
+    else:
+        document(verifying.document(lab.name, results), output)
+    if junit:
+        from fabric.lab import junit as junits
+
+        junits.write(junit, lab.name, expectations.path, results)
+    missed = [result for result in results if not result.holds]
+    for result in missed:
+        e = result.expectation
+        note(f"{expectations.path}:{e.line}: {e.what} {e.where}: expected {e.expected}, found {result.found}")
+    note(f"lab {lab.name}: {len(results) - len(missed)} of {len(results)} expectations hold")
+    if missed:
+        raise typer.Exit(1)
+
+
 def _end_politely() -> None:
     """Let a polite kill clean up as Ctrl-C does."""
     import signal
