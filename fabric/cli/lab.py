@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fabric.cli import completion
 from fabric.cli.options import Output, without_dashes
 from fabric.cli.output import Format, document, note, progress, table
+
+if TYPE_CHECKING:
+    from fabric.lab.lab import Lab
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +34,16 @@ File = Annotated[
     ),
 ]
 NodeName = Annotated[str, typer.Argument(metavar="NODE", help="A node of the topology.", show_default=False)]
+ReportTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FOLDER",
+        click_type=completion.FILE,
+        help="Measure what it costs every flow between the endpoints of NAME.verify.yml;"
+        " report.json and timeline.svg go into this folder.",
+    ),
+]
 
 
 class Part(StrEnum):
@@ -191,12 +204,14 @@ def break_(
     loss: Annotated[
         str, typer.Option(metavar="PERCENT", help="Of a link: lose some of its frames instead, 5%, say.")
     ] = "",
+    report: ReportTo = None,
+    output: Output = Format.TABLE,
 ) -> None:
     """Break a link or a node, or kill what runs in it, until `lab restore`.
 
     Example: fabricctl lab break containerlab/two-tors.clab.yml link node1:eth1-tor1:eth1
 
-    Example: fabricctl lab break containerlab/two-tors.clab.yml router tor1
+    Example: fabricctl lab break containerlab/two-tors.clab.yml router tor1 --report out
     """
     from fabric.lab import faults
     from fabric.lab.lab import Lab
@@ -214,13 +229,11 @@ def break_(
             return faults.cut(lab, target, silent=silent)
         return faults.power_off(lab, target) if part is Part.NODE else faults.kill(lab, part.value, target)
 
-    _end_politely()
-    with lab.locked():
-        typer.echo(act())
+    _measured(lab, file, act, report, output, mends=False)
 
 
 @app.command()
-def restore(file: File) -> None:
+def restore(file: File, report: ReportTo = None, output: Output = Format.TABLE) -> None:
     """Mend everything that `lab break` has broken.
 
     Example: fabricctl lab restore containerlab/two-tors.clab.yml
@@ -233,9 +246,7 @@ def restore(file: File) -> None:
     def act() -> str:
         return "\n".join(faults.restore(lab, note)) or f"lab {lab.name}: nothing is broken"
 
-    _end_politely()
-    with lab.locked():
-        typer.echo(act())
+    _measured(lab, file, act, report, output, mends=True)
 
 
 @app.command()
@@ -296,6 +307,92 @@ def verify(
     note(f"lab {lab.name}: {len(results) - len(missed)} of {len(results)} expectations hold")
     if missed:
         raise typer.Exit(1)
+
+
+class Drawing(StrEnum):
+    """What `graph` writes."""
+
+    SVG = "svg"
+    DOT = "dot"
+
+
+@app.command()
+def graph(
+    file: File,
+    form: Annotated[
+        Drawing, typer.Option("-o", "--format", help="A picture, or the text that graphviz makes it of.")
+    ] = Drawing.SVG,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", click_type=completion.FILE, help="Write it here, and not to standard output."
+        ),
+    ] = None,
+) -> None:
+    """Draw a lab; while it runs also its BGP sessions, coloured by state, and who announces which prefixes.
+
+    Example: fabricctl lab graph containerlab/quickstart.clab.yml --to quickstart.svg
+    """
+    from fabric.errors import LabError
+    from fabric.lab import graph as graphs
+    from fabric.lab.lab import Lab
+
+    lab = Lab.load(file)
+    with progress(f"lab {lab.name}: asking its nodes"):
+        seen = graphs.ask(lab)
+    text = graphs.dot(lab.topology, seen)
+    if form is Drawing.SVG:
+        text = graphs.svg(text)
+    if not to:
+        typer.echo(text, nl=False)
+        return
+    try:
+        to.write_text(text)
+    except OSError as err:
+        raise LabError(f"graph {to}: {err.strerror}; nothing was written") from err
+    note(f"lab {lab.name}: {'running' if seen else 'not running'}; drawn to {to}")
+
+
+def _measured(
+    lab: Lab, file: Path, act: Callable[[], str], folder: Path | None, output: Format, *, mends: bool
+) -> None:
+    """Do it and say what was done; with a folder, also what it cost. Exit status 1 where that cannot be told."""
+    _end_politely()
+    if not folder:
+        with lab.locked():
+            typer.echo(act())
+        return
+    from fabric.lab import expect, measure, report, timeline
+
+    endpoints = expect.load(file, lab.topology).endpoints
+    with lab.locked():
+        found = measure.measure(lab, endpoints, act, mends=mends, progress=note)
+    _keep(folder / "report.json", report.as_text(found))
+    timeline.write_svg(found, folder / "timeline.svg")
+    if output is Format.TABLE:
+        typer.echo(f"{found.act}\n")
+        table(report.FLOW_HEADINGS, report.flow_rows(found))
+        if rows := report.route_rows(found):
+            typer.echo()
+            table(report.ROUTE_HEADINGS, rows)
+    else:
+        document(report.as_json(found), output)
+    note(f"written: {folder}/report.json, {folder}/timeline.svg")
+    if not found.settled:
+        note("some flows still lost datagrams at the end")
+    if not found.valid:
+        note(f"these figures mean nothing: {found.invalid}; restore the lab and measure again")
+        raise typer.Exit(1)
+
+
+def _keep(path: Path, text: str) -> None:
+    from fabric.errors import LabError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as err:
+        raise LabError(f"{path} cannot be written: {err.strerror}; the lab is as it was left") from err
 
 
 def _end_politely() -> None:
