@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -67,7 +68,11 @@ def up(file: File) -> None:
 
     _end_politely()
     lab = Lab.load(file)
-    changed = lab.up(note)
+    try:
+        changed = lab.up(note)
+    except KeyboardInterrupt:
+        note(f"lab {lab.name}: interrupted; it was taken down")
+        raise typer.Exit(130) from None
     count = len(lab.topology.nodes)
     typer.echo(f"lab {lab.name}: {count} nodes {'up' if changed else 'were up already; nothing changed'}")
 
@@ -115,6 +120,8 @@ def inspect(file: File, output: Output = Format.TABLE) -> None:
 
     lab = Lab.load(file)
     states = lab.inspect()
+    if lab.damaged:
+        note(f"lab {lab.name}: its backplane is gone, and with it every link; take the lab down")
     if output is not Format.TABLE:
         nodes = [{**asdict(s), "addresses": list(s.addresses), "links": list(s.links)} for s in states]
         document({"name": lab.name, "nodes": nodes}, output)
@@ -209,7 +216,7 @@ def break_(
 ) -> None:
     """Break a link or a node, or kill what runs in it, until `lab restore`.
 
-    Example: fabricctl lab break containerlab/two-tors.clab.yml link node1:eth1-tor1:eth1
+    Example: fabricctl lab break containerlab/two-tors.clab.yml link node1:eth1-tor1:eth2
 
     Example: fabricctl lab break containerlab/two-tors.clab.yml router tor1 --report out
     """
@@ -220,6 +227,10 @@ def break_(
         raise typer.BadParameter("--silent, --delay and --loss are for links")
     if silent and (delay or loss):
         raise typer.BadParameter("--silent drops every frame; --delay and --loss go without it")
+    if delay and not re.fullmatch(r"\d+(\.\d+)?(us|ms|s)", delay):
+        raise typer.BadParameter(f"--delay {delay}: write a number with us, ms or s, such as 50ms")
+    if loss and not re.fullmatch(r"\d+(\.\d+)?%", loss):
+        raise typer.BadParameter(f"--loss {loss}: write a percentage, such as 5%")
     lab = Lab.load(file)
 
     def act() -> str:
@@ -359,16 +370,17 @@ def _measured(
     """Do it and say what was done; with a folder, also what it cost. Exit status 1 where that cannot be told."""
     _end_politely()
     if not folder:
-        with lab.locked():
+        with lab.held():
             typer.echo(act())
         return
     from fabric.lab import expect, measure, report, timeline
 
     endpoints = expect.load(file, lab.topology).endpoints
-    with lab.locked():
+    # What could keep the figures from being kept is found out before anything is broken.
+    timeline.check()
+    _keep(folder / "report.json", "")
+    with lab.held():
         found = measure.measure(lab, endpoints, act, mends=mends, progress=note)
-    _keep(folder / "report.json", report.as_text(found))
-    timeline.write_svg(found, folder / "timeline.svg")
     if output is Format.TABLE:
         typer.echo(f"{found.act}\n")
         table(report.FLOW_HEADINGS, report.flow_rows(found))
@@ -377,6 +389,8 @@ def _measured(
             table(report.ROUTE_HEADINGS, rows)
     else:
         document(report.as_json(found), output)
+    _keep(folder / "report.json", report.as_text(found))
+    timeline.write_svg(found, folder / "timeline.svg")
     note(f"written: {folder}/report.json, {folder}/timeline.svg")
     if not found.settled:
         note("some flows still lost datagrams at the end")
@@ -392,7 +406,7 @@ def _keep(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as err:
-        raise LabError(f"{path} cannot be written: {err.strerror}; the lab is as it was left") from err
+        raise LabError(f"{path} cannot be written: {err.strerror}; name another folder") from err
 
 
 def _end_politely() -> None:

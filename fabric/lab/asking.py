@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from fabric.errors import LabError, NotFound
 from fabric.lab import leaks, node, probe, routers
+from fabric.lab.addresses import SHOW, usable
 from fabric.lab.expect import Endpoint, Flow
 from fabric.lab.lab import Lab
 from fabric.lab.routers import Session, Table
@@ -271,23 +272,14 @@ class Asker:
     async def _address(self, endpoint: Endpoint) -> str:
         if endpoint.address:
             return str(endpoint.address)
-        for family in [endpoint.family] if endpoint.family else [4, 6]:
-            if found := await self._addresses(endpoint, family):
-                return found[0]
+        if found := await self._addresses(endpoint, endpoint.family):
+            return found[0]
         kind = f"global IPv{endpoint.family} address" if endpoint.family else "global address"
         raise LabError(f"{endpoint.place} has no {kind}")
 
-    async def _addresses(self, endpoint: Endpoint, family: int) -> list[str]:
-        """Return the global addresses in the endpoint's namespace, less those on the management network."""
-        text = await self._output(endpoint, "ip", f"-{family}", "-j", "address", "show", "scope", "global")
-        managed = {str(address.ip) for address in self.lab.node(endpoint.node).addresses}
-        return [
-            info["local"]
-            for link in json.loads(text or "[]")
-            for info in link.get("addr_info", ())
-            # One that was filtered out is left as {}.
-            if info and info["local"] not in managed and not info.get("tentative")
-        ]
+    async def _addresses(self, endpoint: Endpoint, family: int | None) -> list[str]:
+        """Return the addresses that the endpoint's namespace has now, the preferred first."""
+        return usable(await self._output(endpoint, *SHOW), self.lab.topology, family)
 
     # Processes
 

@@ -12,6 +12,7 @@ end goes down, or its node ends, the other end loses its carrier. Published port
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -115,13 +116,19 @@ def follow(wires: Wires) -> NoReturn:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a lab's start is a storm
         netlink.bind((0, RTMGRP_LINK))
-        netlink.send(
-            NLMSG.pack(NLMSG.size + IFINFO.size, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-            + IFINFO.pack(0, 0, 0, 0, 0)
-        )
+        dump = NLMSG.pack(NLMSG.size + IFINFO.size, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+        netlink.send(dump + IFINFO.pack(0, 0, 0, 0, 0))
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as setter:
             while True:
-                for message in links(netlink.recv(CHUNK)):
+                try:
+                    data = netlink.recv(CHUNK)
+                except OSError as err:
+                    if err.errno != errno.ENOBUFS:
+                        raise
+                    # Some messages are lost: what is there is asked again.
+                    netlink.send(dump + IFINFO.pack(0, 0, 0, 0, 0))
+                    continue
+                for message in links(data):
                     for target, up in wires.told(message):
                         request = IFINFO.pack(0, 0, target, IFF_UP if up else 0, IFF_UP)
                         header = NLMSG.pack(NLMSG.size + len(request), RTM_NEWLINK, NLM_F_REQUEST, 0, 0)

@@ -6,6 +6,8 @@ those that it waits for have ended (fabric/lab/stages.py). What fails first ends
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -19,11 +21,10 @@ from fabric.lab.home import BACKPLANE, Home
 from fabric.lab.init import Interface, Orders
 from fabric.lab.node import Birth, Nursery
 from fabric.lab.profiles import PLAIN, Profile
-from fabric.lab.topology import HOST, STAGES, Node, Stage, StageCommand, Topology
+from fabric.lab.topology import CONTAINER, HOST, STAGES, Node, Stage, StageCommand, Topology
 from fabric.lab.wiring import Wiring
 
 POLL = 0.1  # seconds between two looks for an ended node, where another waits for that
-CONTAINER = "container:"
 
 
 class _Abandoned(Exception):
@@ -48,9 +49,10 @@ class Boot:
         self._done = {(name, stage) for name in others for stage in STAGES}
         self._failed: BaseException | None = None
         self._births: list[Birth] = []
-        self._commands: set[subprocess.Popen[str]] = set()
+        self._commands: set[subprocess.Popen[bytes]] = set()
         self._nursery = Nursery(home.backplane(), home.log(BACKPLANE))
-        self._wiring = Wiring(home, topology, {*others, HOST})
+        running = [name for name in others if home.running(name)]
+        self._wiring = Wiring(home, topology, {*running, HOST})
 
     def start(self) -> None:
         """Start the nodes and return when all of them run.
@@ -90,7 +92,7 @@ class Boot:
                 for birth in self._births:
                     birth.kill()
                 for command in self._commands:
-                    command.kill()
+                    os.killpg(command.pid, signal.SIGKILL)
         for thread in threads:
             if thread.ident:
                 thread.join()
@@ -129,7 +131,7 @@ class Boot:
     @contextmanager
     def _stage(self, node: Node, stage: str) -> Iterator[None]:
         plan = node.stages.get(stage, Stage())
-        self._await(self._needs(node, stage))
+        self._await(node, stage)
         self._run(node, stage, plan.on_enter)
         yield
         self._run(node, stage, plan.on_exit)
@@ -140,8 +142,11 @@ class Boot:
     def _needs(self, node: Node, stage: str) -> set[tuple[str, str]]:
         return set(stages.needs(self._topology, node.name, stage))
 
-    def _await(self, needs: set[tuple[str, str]]) -> None:
+    def _await(self, node: Node, stage: str) -> None:
+        """Return once what the stage waits for has ended; say once a second what that is."""
+        needs = self._needs(node, stage)
         exits = {name for name, stage in needs if stage == "exit"}
+        began = told = time.monotonic()
         with self._changed:
             while not self._failed:
                 for name in exits:
@@ -150,7 +155,13 @@ class Boot:
                         self._done.add((name, "exit"))
                 if needs <= self._done:
                     return
-                self._changed.wait(POLL if exits else None)
+                self._changed.wait(POLL if exits else 1.0)
+                if time.monotonic() >= told + 1:
+                    told = time.monotonic()
+                    missing = ", ".join(f"{name} ({stage})" for name, stage in sorted(needs - self._done))
+                    self._progress(
+                        f"node {node.name}: waiting for {missing} before {stage} ({told - began:.0f} s)"
+                    )
             raise _Abandoned
 
     def _fail(self, err: BaseException) -> None:
@@ -164,9 +175,10 @@ class Boot:
         if node.network == "host":
             network = init.SHARED
         elif node.network.startswith(CONTAINER):
-            shared = self._home.first(node.network.removeprefix(CONTAINER))
-            assert shared
-            network, join = init.JOIN, shared.init
+            name = node.network.removeprefix(CONTAINER)
+            network, join = init.JOIN, self._home.running(name)
+            if not join:
+                raise LabError(f"node {node.name}: node {name}, whose network it shares, does not run")
         with self._changed:
             if self._failed:
                 raise _Abandoned
@@ -181,36 +193,34 @@ class Boot:
 
     def _run(self, node: Node, stage: str, commands: Sequence[StageCommand]) -> None:
         for command in commands:
-            argv = list(command.argv)
+            what = f"node {node.name}: stage {stage}: {' '.join(command.argv)!r}"
+            # On the host as well: it ends with the runner, unless it has gone into the background.
+            argv = ["setpriv", "--pdeathsig", "KILL", "--", *command.argv]
             if not command.on_host:
                 process = self._home.running(node.name)
                 if not process:
-                    raise LabError(
-                        f"node {node.name}: stage {stage}: {' '.join(argv)!r}: the node does not run then"
-                    )
-                argv = nodes.enter(process, argv, node.user)
-            with self._changed:
-                if self._failed:
-                    raise _Abandoned
-                try:
+                    raise LabError(f"{what}: the node does not run then")
+                argv = nodes.enter(process, command.argv, node.user)
+            log = self._home.log(node.name)
+            with log.open("ab") as sink:
+                at = sink.tell()
+                with self._changed:
+                    if self._failed:
+                        raise _Abandoned
                     started = subprocess.Popen(
                         argv,
                         env=None if command.on_host else nodes.environment(node.env),
                         stdin=subprocess.DEVNULL,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT,
-                        text=True,
+                        stdout=sink,
+                        stderr=sink,
+                        start_new_session=True,
                     )
-                except OSError as err:
-                    raise LabError(f"node {node.name}: stage {stage}: {argv[0]}: {err.strerror}") from err
-                self._commands.add(started)
-            said, _ = started.communicate()
-            with self._home.log(node.name).open("a") as log:
-                log.write(said)
-            if started.returncode:
-                shown = "".join(f"\n    {line}" for line in said.splitlines()[-20:])
-                what = f"stage {stage}: {' '.join(command.argv)!r}: exit status {started.returncode}"
-                raise LabError(f"node {node.name}: {what}{shown}")
+                    self._commands.add(started)
+            status = started.wait()
+            with self._changed:
+                self._commands.discard(started)
+            if status:
+                raise LabError(f"{what}: exit status {status}{nodes.tail(log, at)}")
 
 
 def ended(home: Home, name: str) -> str:

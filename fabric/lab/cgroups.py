@@ -42,9 +42,8 @@ def _limit(field: str, limit: float, lab: str, node: str, pids: Iterable[int]) -
     try:
         group.mkdir(parents=True, exist_ok=True)
         if base == ROOT:  # version 2: a parent says what its children may limit
-            for parent in (ROOT, *reversed(group.relative_to(ROOT).parents)):
-                if parent != Path():
-                    (ROOT / parent / "cgroup.subtree_control").write_text(f"+{field}")
+            for parent in (group.parents[1], group.parents[0]):
+                (parent / "cgroup.subtree_control").write_text(f"+{field}")
         for name, text in _settings(field, limit, version2=base == ROOT).items():
             (group / name).write_text(text)
         for pid in pids:
@@ -71,7 +70,8 @@ def _settings(field: str, limit: float, *, version2: bool) -> dict[str, str]:
 def _base(field: str) -> Path | None:
     """Return where groups of this controller are made: version 2's only tree, or version 1's own."""
     with suppress(OSError):
-        if field in (ROOT / "cgroup.controllers").read_text().split():
+        # Not the root's `cgroup.controllers`: to enable one for the whole host is not ours to do.
+        if field in (ROOT / "cgroup.subtree_control").read_text().split():
             return ROOT
     return path if (path := ROOT / field).is_dir() else None
 

@@ -34,6 +34,7 @@ from fabric.lab.source import Boolean, Number, Place, Raw, Source
 MTU = 9500  # containerlab's DefaultLinkMTU
 IFNAMSIZ = 15
 HOST, MGMT = "host", "mgmt-net"  # what a link's end may name instead of a node
+CONTAINER = "container:"  # what a network-mode begins with that is another node's
 STAGES = ("create", "create-links", "configure", "healthy", "exit")
 LINUX, FRR = "linux", ("frr", "frrouting")
 # What extras.frr.daemons may name; the second row runs whatever it says.
@@ -59,6 +60,8 @@ _OTHER_LINKS = ("macvlan", "macvtap", "vxlan", "vxlan-stitch", "dummy")
 _HOST_NAME = r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 # "$$" is containerlab's "$"; "$1", "$(" and the like it leaves alone.
+# What Docker lets a container set: the rest is the host's.
+_SYSCTLS = re.compile(r"net[./].+|fs[./]mqueue[./].+|kernel[./](msg(max|mnb|mni)|sem|shm\w+)")
 _VARIABLE = re.compile(r"\$\$|\$\{?([A-Za-z_]\w*)", re.ASCII)
 
 
@@ -91,6 +94,16 @@ def _scalar(value: object) -> object:
 
 def _text_or_number(value: object) -> object:
     return _text(value) if isinstance(value, Boolean) else _scalar(value)
+
+
+def sysctl(value: object) -> object:
+    """Return the name of a sysctl that is a node's own. Raises ValueError: it is not, or is no name."""
+    key = str(_text(value))
+    if not {"", ".", ".."}.isdisjoint(key.split("/") if "/" in key else key.split(".")):
+        raise ValueError("is no name of a sysctl; write it as sysctl(8) does")
+    if not _SYSCTLS.fullmatch(key):
+        raise ValueError("would change the host, not the node; remove it")
+    return value
 
 
 def _label(value: object) -> object:
@@ -284,12 +297,14 @@ class NodeFields(_Section):
     extras: ExtrasFields = Field(default_factory=ExtrasFields)
     ports: tuple[Text, ...] = ()
     network_mode: Annotated[
-        str, _like(r"none|host|container:\S+", "is no network-mode; it is none, host or container:NODE")
+        str, _like(rf"none|host|{CONTAINER}\S+", "is no network-mode; it is none, host or container:NODE")
     ] = ""
     startup_delay: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 0
     stages: StagesFields = Field(default_factory=StagesFields)
     labels: Labels = Field(default_factory=dict)
-    sysctls: dict[str, Annotated[str, BeforeValidator(_text_or_number)]] = Field(default_factory=dict)
+    sysctls: dict[
+        Annotated[str, BeforeValidator(sysctl)], Annotated[str, BeforeValidator(_text_or_number)]
+    ] = Field(default_factory=dict)
     cpu: Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)] = 0
     memory: Annotated[int, BeforeValidator(_bytes)] = 0
     restart_policy: Annotated[

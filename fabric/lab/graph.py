@@ -1,27 +1,25 @@
 """Draw a topology, and what its routers say of one another while it runs, as DOT or SVG.
 
-`dot` decides, purely, from the topology and from what `ask` found in the running lab (`Seen`); `svg` runs
-graphviz. A line is a link: its colour is the state of the BGP sessions over it, its dots say that the carrier
-is gone. A session that runs over no link of its own (between loopbacks, say) is a bow beside them.
+`dot` decides, purely, from the topology and from what fabric/lab/survey.py found in the running lab; `svg`
+runs graphviz. A line is a link: its colour is the state of the BGP sessions over it, its dots say that the
+carrier is gone. A session that runs over no link of its own (between loopbacks, say) is a bow beside them.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeAlias
 
-from fabric.errors import LabError, NotFound
-from fabric.lab import routers
+from fabric.errors import LabError
 from fabric.lab.format import MTU
-from fabric.lab.lab import Lab
-from fabric.lab.routers import Session, Table
-from fabric.lab.topology import HOST, MGMT, Endpoint, Link, Node, Topology
+from fabric.lab.routers import Session
+from fabric.lab.survey import Seen, runs_etcd
+from fabric.lab.survey import ask as ask  # until fabric/cli/lab.py asks there
+from fabric.lab.topology import CONTAINER, HOST, MGMT, Endpoint, Link, Node, Topology
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Attributes: TypeAlias = dict[str, str]
@@ -38,30 +36,6 @@ PLAIN: Attributes = {"shape": "box", "fillcolor": "#f4f4f4"}
 OUTSIDE: Attributes = {"shape": "box3d", "fillcolor": "#ffffff"}
 ROLES = {"frr": ROUTER, "bird": ROUTER, "bird-debian": ROUTER, "gobgp": ROUTER, "node": FABRIC, "etcd": STORE}
 RANKS = (ROUTER, FABRIC, PLAIN, STORE)
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """One interface of a node; `carrier` is False where it is down or has no carrier."""
-
-    name: str
-    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-    carrier: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a running lab said; a node that is not in `interfaces` does not run.
-
-    `states` has the nodes that do not just run, in a word; `sessions` and `tables` those that answered about
-    BGP, `silent` those that should have and did not.
-    """
-
-    interfaces: Mapping[str, tuple[Interface, ...]]
-    states: Mapping[str, str] = field(default_factory=dict)
-    sessions: Mapping[str, tuple[Session, ...]] = field(default_factory=dict)
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    silent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,70 +64,6 @@ class Line:
             else []
         )
         return ", ".join(self.states), *got
-
-
-# Asking
-
-
-def ask(lab: Lab) -> Seen | None:
-    """Return what the lab says now, or None if nothing of it runs.
-
-    What does not answer is left out: a picture of a broken lab is what one wants to see then.
-    """
-    states = {state.name: state for state in lab.inspect()}
-    up = [name for name, state in states.items() if state.pid]
-    if not up:
-        return None
-    with ThreadPoolExecutor() as pool:
-        interfaces = dict(zip(up, pool.map(lambda name: _interfaces(lab, name), up), strict=True))
-        speakers = [node.name for node in lab.topology.nodes if node.name in up and _speaks(node)]
-        answers = dict(zip(speakers, pool.map(lambda name: _bgp(lab, name), speakers), strict=True))
-    known = {name: answer for name, answer in answers.items() if answer}
-    return Seen(
-        interfaces={name: found for name, found in interfaces.items() if found is not None},
-        states={name: state.state for name, state in states.items() if state.state != "running"},
-        sessions={name: sessions for name, (sessions, _) in known.items()},
-        tables={name: table for name, (_, table) in known.items()},
-        silent=frozenset(answers.keys() - known.keys()),
-    )
-
-
-def _speaks(node: Node) -> bool:
-    # Our node's image may be there for its etcd alone.
-    return routers.speaks_bgp(node) and _role(node) is not STORE
-
-
-def _interfaces(lab: Lab, node: str) -> tuple[Interface, ...] | None:
-    try:
-        return read_interfaces(lab.exec(node, ["ip", "-j", "address"], timeout=10).stdout)
-    except (LabError, NotFound):
-        return None
-
-
-def _bgp(lab: Lab, node: str) -> tuple[tuple[Session, ...], Table] | None:
-    try:
-        return tuple(routers.sessions(lab, node)), routers.bgp_table(lab, node)
-    except (LabError, NotFound):
-        return None
-
-
-def read_interfaces(text: str) -> tuple[Interface, ...]:
-    """Return the interfaces in what `ip -j address` printed."""
-    return tuple(
-        Interface(
-            link["ifname"],
-            tuple(
-                ip_interface(f"{address['local']}/{address['prefixlen']}")
-                for address in link["addr_info"]
-                if "local" in address
-            ),
-            "LOWER_UP" in link["flags"],
-        )
-        for link in json.loads(text or "[]")
-    )
-
-
-# Deciding
 
 
 def lines(topology: Topology, seen: Seen) -> list[Line]:
@@ -273,17 +183,16 @@ def dot(topology: Topology, seen: Seen | None = None) -> str:
 
 
 def _role(node: Node) -> Attributes:
-    name = node.profile.name if node.profile else ""
-    if node.command and node.command[0].rpartition("/")[2] == "etcd":
+    if runs_etcd(node):
         return STORE
-    return ROLES.get(name, PLAIN)
+    return ROLES.get(node.profile.name if node.profile else "", PLAIN)
 
 
 def _node(node: Node, seen: Seen | None, prefixes: list[str]) -> Attributes:
     role = _role(node)
     lines = [node.name, node.image]
     if node.network not in ("mgmt", "none"):
-        lines.append(f"network of {node.network.removeprefix('container:')}")
+        lines.append(f"network of {node.network.removeprefix(CONTAINER)}")
     if seen and (state := seen.states.get(node.name)):
         lines.append(state.upper())
     if seen and node.name in seen.silent:
@@ -355,4 +264,7 @@ def svg(source: str) -> str:
             " install it (apt-get install graphviz), or take the graph as text: -o dot"
         ) from err
     except graphviz.CalledProcessError as err:
-        raise LabError(f"the graph: dot failed with status {err.returncode}: {err.stderr.strip()}") from err
+        raise LabError(
+            f"the graph: graphviz's dot failed with status {err.returncode}: {err.stderr.strip()}; nothing was written;"
+            " take the graph as text: -o dot"
+        ) from err

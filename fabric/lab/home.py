@@ -7,7 +7,8 @@ ends its processes, mounts and links. Below RUN/NAME:
     .disks               in the backplane alone: the nodes' disks
     NODE/process         the first process (pid and start time), written before it gets orders
     NODE/log             what its daemons and `exec` commands printed
-    NODE/off, NODE/held  `lab break` has ended the node, or its daemons
+    NODE/off, NODE/held  `lab break` has ended the node, or the daemons that are named in it
+    .backplane/cut-N, silent-N, slow-N   it has broken the wire of link number N
 
 NODE is .backplane for the backplane. A first process that was not recorded has no orders and ends with its
 runner, so nothing is ever left unknown.
@@ -19,25 +20,30 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fabric.errors import LabError, Taken
 from fabric.lab.node import FirstProcess, Process
 
 RUN = Path("/run/fabricctl-lab")
+HOST_LINKS_WITHIN = 10.0  # seconds for the kernel to remove them
 BACKPLANE = ".backplane"
+OFF, HELD = "off", "held"  # marks of nodes
+CUT, SILENT, SLOW = "cut", "silent", "slow"  # marks of wires
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """lab.json."""
+    """lab.json; `host_links` are the interfaces that it puts into the host's namespace."""
 
     file: str
     digest: str
     complete: bool
+    host_links: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,16 @@ class Home:
     def log(self, node: str) -> Path:
         return self.path / node / "log"
 
-    def marker(self, node: str, what: str) -> Path:
+    def mark(self, node: str, what: str) -> Path:
+        """Return the file that says of a node that it is OFF or HELD."""
         return self.path / node / what
+
+    def wire_mark(self, index: int, what: str) -> Path:
+        """Return the file that says of a link's wire that it is CUT, SILENT or SLOW."""
+        return self.path / BACKPLANE / f"{what}-{index}"
+
+    def wire_marks(self, index: int) -> list[str]:
+        return [what for what in (CUT, SILENT, SLOW) if self.wire_mark(index, what).exists()]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -105,7 +119,7 @@ class Home:
     def prepare(self, node: str) -> None:
         """Make the directory of a node; one that was there keeps its log."""
         try:
-            self.marker(node, "").mkdir(exist_ok=True)
+            (self.path / node).mkdir(exist_ok=True)
         except OSError as err:
             raise self._unwritable(self.path / node, err) from err
 
@@ -145,17 +159,34 @@ class Home:
         raise LabError(f"lab {self.name}: its backplane is gone; take the lab down and bring it up again")
 
     def end(self) -> None:
-        """End every first process that is recorded, and forget everything."""
-        firsts = [first for record in self.path.glob("*/process") if (first := FirstProcess.read(record))]
+        """End every first process that is recorded, and forget everything.
+
+        Raises:
+            LabError: a process outlives its kill, or an interface in the host's namespace its lab.
+        """
+        record = self.recorded()
+        firsts = [first for path in self.path.glob("*/process") if (first := FirstProcess.read(path))]
         for first in firsts:
             first.init.kill()  # all of them die at the same time
         for first in firsts:
             first.end()
+        self._await_host_links(record.host_links if record else [])
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def _await_host_links(self, names: Iterable[str]) -> None:
+        # The kernel takes a namespace apart, and the far ends of its links, after the last process is gone.
+        deadline = time.monotonic() + HOST_LINKS_WITHIN
+        while left := [name for name in names if Path("/sys/class/net", name).exists()]:
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"lab {self.name}: interface {left[0]} is still on the host; every process of the lab is gone;"
+                    f" remove it with `ip link del {left[0]}`, and take the lab down again"
+                )
+            time.sleep(0.01)
 
 
 def homes() -> list[Home]:

@@ -34,7 +34,7 @@ from typing import NoReturn, TypedDict
 
 READY_WITHIN = 30.0  # seconds from the start of the foreground process until `ready` holds
 FIRST_RESTART, LAST_RESTART = 0.1, 10.0  # seconds before a restart: doubled each time, up to the second
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 0x1, 0x20, 0x1000, 0x4000
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 0x1, 0x20, 0x1000, 0x2000, 0x4000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
 CLONE_NEWNET = 0x40000000
 NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000  # mount, UTS, IPC, pid
@@ -43,6 +43,7 @@ PR_SET_PDEATHSIG = 1
 OWN_NET, JOIN, SHARED = b"own", b"join", b"shared"
 # What a node may change without the host or its neighbours seeing it.
 OWN = ("/etc", "/var")
+ROOT = Path("/")
 DISK = Path("/run/.lab")  # where the node's disk is mounted: on it is what such a directory was changed to
 TOOLS = Path("/run/lab/bin")  # last on the PATH
 HOLD, RESUME = signal.SIGUSR1, signal.SIGUSR2
@@ -195,81 +196,116 @@ def furnish(orders: Orders) -> None:
             raise
     mount("tmpfs", "/run", "tmpfs", data="mode=755")
     DISK.mkdir()
-    bind(disk, DISK, read_only=False)
+    mount(f"/proc/self/fd/{disk}", str(DISK), flags=MS_BIND)
+    mine = [Path("/run")]
     for directory in OWN:
-        own(Path(directory))
-    for path in ("/run/lock", "/run/netns"):
-        mount_empty("tmpfs", path)
-    # /var/lib/fabricctl: a host that is a node of the fabric itself keeps its own state there.
-    for path in ("/var/log", "/var/lib/fabricctl", *orders["scratch"]):
-        if path.startswith("/run/"):
-            mount_empty("tmpfs", path)
-        else:
-            fresh(Path(path))
+        own(Path(directory), mine)
     name = orders["name"]
     # ExaBGP, for one, starts five seconds late if the host's name leads nowhere.
     hosts = ["127.0.0.1 localhost", f"127.0.1.1 {name}", "::1 localhost ip6-localhost", *orders["hosts"]]
-    Path("/etc/hosts").write_text("\n".join(hosts) + "\n")
-    Path("/etc/hostname").write_text(name + "\n")
+    files = {"/etc/hosts": "\n".join([*hosts, ""]), "/etc/hostname": f"{name}\n", **orders["files"]}
+    # /var/lib/fabricctl: a host that is a node of the fabric itself keeps its own state there.
+    scratch = ["/run/lock", "/run/netns", "/var/log", "/var/lib/fabricctl", *orders["scratch"]]
+    targets = [target for _, target, _ in orders["binds"]]
+    # For all of them before any is mounted: a directory that becomes the node's own hides what is mounted below.
+    made = [*files, *(path for path in (*scratch, *targets) if not Path(path).exists())]
+    if any(standing(path) == ROOT for path in made):
+        own_root()
+    for path in sorted(made, key=standing):
+        room(path, mine)
+    for path in scratch:
+        fresh(path, mine)
     socket.sethostname(name)
     # Images are of Alpine more often than hosts are, and its shell goes by this name.
     TOOLS.mkdir(parents=True)
     (TOOLS / "ash").symlink_to("/bin/sh")
-    for path, text in orders["files"].items():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
+    for path, text in files.items():
+        room(path, mine).write_text(text)
     for fd, (_, target, read_only) in zip(sources, orders["binds"], strict=True):
-        bind(fd, Path(target), read_only)
+        bind(fd, target, read_only, mine)
     for key, value in orders["sysctls"].items():
         # A dot separates, unless a slash does (an interface's name may have dots): sysctl(8).
         path = key if "/" in key else key.replace(".", "/")
         Path("/proc/sys", path).write_text(value)
 
 
-def own(directory: Path) -> None:
+def standing(path: str) -> Path:
+    """Return the nearest directory above `path` that is there, behind all symbolic links."""
+    return next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+
+
+def room(path: str, mine: list[Path]) -> Path:
+    """Return where `path` really is, once that may be made: the directory is there, and the node's own.
+
+    A node shares the host's files: anything made elsewhere would be the host's, and stay when the node is gone.
+    `mine` is what the node has of its own, a bound directory included, where things are made as Docker does.
+    """
+    parent = standing(path)
+    # `furnish` has made a root of the node's own where one is needed.
+    if parent != ROOT and not any(parent.is_relative_to(directory) for directory in mine):
+        own(parent, mine)
+    real = Path(os.path.realpath(path))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    return real
+
+
+def own_root() -> None:
+    """Let the node make what it likes at the top: a root on its disk, with everything of the host's in its place."""
+    place = DISK / "root"
+    place.mkdir(exist_ok=True)
+    mount(str(place), str(place), flags=MS_BIND)
+    for entry in os.scandir("/"):
+        target = place / entry.name
+        if entry.is_symlink():
+            if not target.is_symlink():
+                target.symlink_to(Path(entry.path).readlink())
+            continue
+        if entry.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            target.touch()
+        mount(entry.path, str(target), flags=MS_BIND | MS_REC)
+    os.chdir(place)
+    mount(".", "/", flags=MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def own(directory: Path, mine: list[Path]) -> None:
     """Let the node write to `directory` without the host seeing it: an overlay on the node's disk."""
     upper, work = (DISK / directory.relative_to("/") / part for part in ("upper", "work"))
     upper.mkdir(parents=True, exist_ok=True)
     work.mkdir(exist_ok=True)
     mount("overlay", str(directory), "overlay", data=f"lowerdir={directory},upperdir={upper},workdir={work}")
+    mine.append(directory)
 
 
-def fresh(directory: Path) -> None:
-    """Give the node a directory of its own at `directory`, empty when its disk was."""
-    directory.mkdir(parents=True, exist_ok=True)
-    place = DISK / "fresh" / directory.relative_to("/")
-    place.mkdir(parents=True, exist_ok=True)
-    mount(str(place), str(directory), flags=MS_BIND)
+def fresh(path: str, mine: list[Path]) -> None:
+    """Give the node a directory of its own at `path`: below /run empty, elsewhere empty when its disk was."""
+    directory = Path(os.path.realpath(path))
+    if not directory.exists():
+        room(path, mine).mkdir()
+    if directory.is_relative_to("/run"):
+        mount("tmpfs", str(directory), "tmpfs", data="mode=755")
+    else:
+        place = DISK / "fresh" / directory.relative_to("/")
+        place.mkdir(parents=True, exist_ok=True)
+        mount(str(place), str(directory), flags=MS_BIND)
+    mine.append(directory)
 
 
-def mount_empty(kind: str, path: str) -> None:
-    Path(path).mkdir(parents=True, exist_ok=True)
-    mount(kind, path, kind, data="mode=755")
-
-
-def bind(source: int, target: Path, read_only: bool) -> None:
-    path = f"/proc/self/fd/{source}"
+def bind(source: int, path: str, read_only: bool, mine: list[Path]) -> None:
+    held, target = f"/proc/self/fd/{source}", Path(os.path.realpath(path))
     if not target.exists():
-        _make_room(target, directory=Path(path).is_dir())
-    mount(path, str(target), flags=MS_BIND | MS_REC)
+        room(path, mine)
+        if Path(held).is_dir():
+            target.mkdir()
+        else:
+            target.touch()
+    mount(held, str(target), flags=MS_BIND | MS_REC)
     if read_only:
         mount("none", str(target), flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
-
-
-def _make_room(target: Path, *, directory: bool) -> None:
-    # The node shares the host's files: a mount point may only be made where the node has its own.
-    parent = next(path for path in target.parents if path.exists())
-    if not any(parent.is_relative_to(path) for path in (*OWN, "/run")):
-        if parent == Path("/"):
-            raise OSError(
-                errno.EROFS, "a node has the host's /: bind below a directory that exists", str(target)
-            )
-        own(parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if directory:
-        target.mkdir()
-    else:
-        target.touch()
+    mine.append(target)
 
 
 def mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:
@@ -391,9 +427,9 @@ def reap(process: subprocess.Popen[bytes] | None, orders: Orders) -> NoReturn:
             process = None
             if orders["restart"] == "no" or (orders["restart"] == "on-failure" and not status):
                 sys.exit(abs(status))
-            delay = FIRST_RESTART if now - began > LAST_RESTART else min(2 * delay, LAST_RESTART)
-            due = now + delay
+            delay = FIRST_RESTART if now - began > LAST_RESTART else delay
             print(f"{' '.join(orders['main'])}: {ended(status)}; restarted in {delay:.1f} s", file=sys.stderr)
+            due, delay = now + delay, min(2 * delay, LAST_RESTART)
         if now >= due and not held:
             process, due, began = again(orders), float("inf"), now
         told = signal.sigtimedwait(awaited, min(max(due - time.monotonic(), 0), 3600.0))

@@ -21,7 +21,7 @@ from fabric.lab import cgroups, publish, wires, wiring
 from fabric.lab import node as nodes
 from fabric.lab import topology as topologies
 from fabric.lab.boot import Boot
-from fabric.lab.home import BACKPLANE, Home, Record, homes
+from fabric.lab.home import BACKPLANE, HELD, OFF, Home, Record, homes
 from fabric.lab.node import Birth, NodeProcess, Process
 from fabric.lab.profiles import PLAIN
 from fabric.lab.topology import Node, Port, Topology
@@ -47,7 +47,7 @@ class NodeState:
     pid: int | None
     addresses: tuple[str, ...]
     labels: dict[str, str]
-    links: tuple[str, ...]  # "eth1 tor:eth4", as the topology has them
+    links: tuple[str, ...]  # "eth1 tor:eth4", as the topology has them, and (cut) if it is broken
 
 
 class Lab:
@@ -56,8 +56,8 @@ class Lab:
     As a context manager it is up inside and gone after.
     """
 
-    def __init__(self, file: Path, topology: Topology) -> None:
-        self.file, self.topology, self.home = file, topology, Home(topology.name)
+    def __init__(self, file: Path, topology: Topology, *, renamed: bool = False) -> None:
+        self.file, self.topology, self.home, self._renamed = file, topology, Home(topology.name), renamed
         self._unreaped: list[subprocess.Popen[bytes]] = []
 
     @classmethod
@@ -71,7 +71,7 @@ class Lab:
         topology = topologies.load(file)
         if name:
             topology = replace(topology, name=name)
-        return cls(file.resolve(), topology)
+        return cls(file.resolve(), topology, renamed=bool(name))
 
     @property
     def name(self) -> str:
@@ -104,8 +104,8 @@ class Lab:
                 undo.callback(self._destroy)
                 try:
                     self._build(progress)
-                except LabError as err:
-                    raise LabError(
+                except (LabError, Taken) as err:
+                    raise type(err)(
                         f"{err}\nlab {self.name} was taken down; mend the cause and bring it up again"
                     ) from err
                 undo.pop_all()
@@ -133,6 +133,26 @@ class Lab:
         with self.home.locked():
             yield
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Like `locked`, of a lab that is up as the file has it: what is numbered by the file is what runs.
+
+        Raises:
+            NotFound: it is not up.
+            LabError: `up` has not come to its end, or the file has changed since.
+        """
+        with self.locked():
+            record = self.home.recorded()
+            if not record:
+                raise NotFound(f"lab {self.name} is not up; nothing was changed; bring it up first")
+            if not record.complete:
+                raise LabError(
+                    f"lab {self.name}: its `up` was killed half-way; take it down and bring it up again"
+                )
+            self._check_same(record)
+            self.home.backplane()
+            yield
+
     def pid(self, node: str) -> int:
         """Return the host's pid of the node's first process."""
         return self._process(node).pid
@@ -152,6 +172,7 @@ class Lab:
             self.command(node, argv),
             env=self.environment(node),
             text=True,
+            errors="replace",
             start_new_session=True,
             **options,
         )
@@ -188,6 +209,11 @@ class Lab:
     def inspect(self) -> list[NodeState]:
         """Return the state of every node, in the order of the file."""
         return [self._state(node) for node in self.topology.nodes]
+
+    @property
+    def damaged(self) -> bool:
+        """Whether nodes run and their backplane does not."""
+        return bool(self.home.nodes()) and not self.home.running(BACKPLANE)
 
     def log(self, node: str) -> Path:
         """Return where the host finds what the node's daemons and `exec` commands printed."""
@@ -229,14 +255,14 @@ class Lab:
         record = self.home.recorded()
         if not record or not record.complete:
             return False
-        if record.digest != self._digest():
-            raise LabError(
-                f"lab {self.name} runs another version of {record.file} than {self.file} is now;"
-                " it was left alone; take it down first"
-            )
+        self._check_same(record)
         self.home.backplane()
         states = self.inspect()
-        if broken := [state.name for state in states if state.state == "broken"]:
+        broken = [state.name for state in states if state.state == "broken"]
+        broken += [
+            f"{link.a}-{link.b}" for i, link in enumerate(self.topology.links) if self.home.wire_marks(i)
+        ]
+        if broken:
             raise LabError(
                 f"lab {self.name}: {', '.join(broken)} broken by `lab break`; `lab restore` it first"
             )
@@ -244,8 +270,16 @@ class Lab:
             raise LabError(f"lab {self.name}: {', '.join(gone)} ended since it came up; take it down first")
         return True
 
+    def _check_same(self, record: Record) -> None:
+        if record.digest != self._digest():
+            raise LabError(
+                f"lab {self.name} runs another version of {record.file} than {self.file} is now;"
+                " it was left alone; take it down first"
+            )
+
     def _build(self, progress: Callable[[str], None]) -> None:
-        record = Record(str(self.file), self._digest(), complete=False)
+        file = f"{self.file} as {self.name}" if self._renamed else str(self.file)
+        record = Record(file, self._digest(), complete=False, host_links=wiring.check_free(self.topology))
         self.home.record(record)
         for node in self.topology.nodes:
             if not node.profile:
@@ -324,15 +358,15 @@ class Lab:
         self.node(name)
         if process := self.home.running(name):
             return process
-        cure = "`lab restore` it" if self.home.marker(name, "off").exists() else "bring the lab up"
+        cure = "`lab restore` it" if self.home.mark(name, OFF).exists() else "bring the lab up"
         raise NotFound(f"lab {self.name}: node {name} is not running; {cure}")
 
     def _state(self, node: Node) -> NodeState:
         process = self.home.running(node.name)
-        broken = any(self.home.marker(node.name, what).exists() for what in ("off", "held"))
+        broken = any(self.home.mark(node.name, what).exists() for what in (OFF, HELD))
         links = tuple(
-            f"{near.interface} {far}"
-            for link in self.topology.links
+            " ".join([near.interface, str(far), *(f"({what})" for what in self.home.wire_marks(i))])
+            for i, link in enumerate(self.topology.links)
             for near, far in ((link.a, link.b), (link.b, link.a))
             if near.node == node.name
         )
@@ -351,7 +385,11 @@ class Lab:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A lab that something is left of; `state` is "up", or "half-way" where an `up` has not ended well."""
+    """A lab that something is left of.
+
+    `state` is "up", "half-way" where an `up` has not ended well, or "damaged" where its backplane is gone, and
+    so all its links.
+    """
 
     name: str
     state: str
@@ -366,10 +404,17 @@ def standing() -> list[Standing]:
     for home in homes():
         record = home.recorded()
         names = home.nodes()
+        state = (
+            "half-way"
+            if not record or not record.complete
+            else "up"
+            if home.running(BACKPLANE)
+            else "damaged"
+        )
         found.append(
             Standing(
                 name=home.name,
-                state="up" if record and record.complete else "half-way",
+                state=state,
                 running=sum(home.running(name) is not None for name in names),
                 nodes=len(names),
                 file=record.file if record else "",
@@ -379,24 +424,22 @@ def standing() -> list[Standing]:
 
 
 def down(file: Path) -> list[str]:
-    """Take down what stands of the lab in `file`; return its name, or nothing if it did not stand.
-
-    Where the file cannot be read any more, what was brought up from it goes down.
+    """Take down what stands of the lab in `file`, under whatever name it came up; return the names.
 
     Raises:
-        ConfigError: that, and nothing stands that came from it.
+        ConfigError: the file cannot be read, and nothing stands that came from it.
     """
+    need_root()
+    path = str(file.resolve())
+    labs = [Lab(file, Topology(each.name, ())) for each in standing() if each.file == path]
     try:
         lab = Lab.load(file)
     except ConfigError:
-        path = str(file.resolve())
-        names = [each.name for each in standing() if each.file == path]
-        if not names:
+        if not labs:
             raise
-        for name in names:
-            Lab(file, Topology(name, ())).down()
-        return names
-    return [lab.name] if lab.down() else []
+    else:
+        labs = [lab, *(each for each in labs if each.name != lab.name)]
+    return [each.name for each in labs if each.down()]
 
 
 def _listen(lab: str, node: str, port: Port) -> socket.socket:
@@ -404,15 +447,17 @@ def _listen(lab: str, node: str, port: Port) -> socket.socket:
     address = str(port.host_ip or "::")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-    listener = socket.socket(family, kind)
+    listener = None
     try:
+        listener = socket.socket(family, kind)
         if port.protocol == "tcp":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port.host_port))
         if port.protocol == "tcp":
             listener.listen()
     except OSError as err:
-        listener.close()
+        if listener:
+            listener.close()
         raise Taken(
             f"lab {lab}: node {node}: port {port.host_port}/{port.protocol} of the host: {err.strerror};"
             " publish another one"

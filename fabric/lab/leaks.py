@@ -1,8 +1,10 @@
 """Find what a lab has left where nothing of it should stand: the host, its fabric nodes, their IPAM.
 
-What is looked at: links in the host's network namespace that lead into one of the lab's; on a node of the
+What is looked at: in the host's network namespace, links that lead into one of the lab's, processes of the
+lab (known by their pid namespace), and ports at which the lab's processes listen there; on a node of the
 fabric, host ends of containers (`fab` and a hash) and their host routes; the addresses given out, as
-`fabricctl ipam check` compares them with their users.
+`fabricctl ipam check` compares them with their users. What the topology asks for is no leak: host links,
+published ports, nodes that share the host's network.
 """
 
 from __future__ import annotations
@@ -13,18 +15,25 @@ import socket
 import struct
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fabric.errors import LabError, NotFound
 from fabric.lab.expect import IPAM, of_the_fabric
 from fabric.lab.home import BACKPLANE
 from fabric.lab.lab import Lab
-from fabric.lab.topology import HOST, MGMT
+from fabric.lab.topology import CONTAINER, HOST, MGMT, Node, Topology
 
 ASK = 5.0  # seconds for one command
 OUR_ROUTES = ("proto", "143")
 _HOST_END = re.compile(r"fab[0-9a-f]{12}")
 
+LISTENS = (
+    "0A",
+    "07",
+)  # TCP_LISTEN, and TCP_CLOSE, which is what a bound UDP socket says (linux/tcp_states.h)
 RTM_NEWNSID, RTM_GETNSID, NLMSG_ERROR = 88, 90, 2  # linux/rtnetlink.h, netlink.h
 NETNSA_NSID, NETNSA_PID = 1, 2  # linux/net_namespace.h
 
@@ -45,12 +54,112 @@ def leaks(lab: Lab, place: str) -> list[str]:
 
 
 def _in_host(lab: Lab) -> list[str]:
-    running = [lab.home.running(name) for name in (BACKPLANE, *(n.name for n in lab.topology.nodes))]
-    ids = namespace_ids([process.pid for process in running if process])
-    links = [link for link in lab.topology.links if {link.a.node, link.b.node} & {HOST, MGMT}]
+    topology = lab.topology
+    first = {
+        name: process
+        for name in (BACKPLANE, *(node.name for node in topology.nodes))
+        if (process := lab.home.running(name))
+    }
+    links = [link for link in topology.links if {link.a.node, link.b.node} & {HOST, MGMT}]
     asked_for = {end.interface for link in links for end in (link.a, link.b) if end.node in (HOST, MGMT)}
-    shown = subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=True).stdout
-    return links_into(ids, json.loads(shown), asked_for)
+    guests = {node.name for node in topology.nodes if _shares_the_hosts(topology, node)}
+    members = _members({name: process.pid for name, process in first.items() if name not in guests})
+    published = {(port.protocol, port.host_port) for node in topology.nodes for port in node.ports}
+    return [
+        *links_into(namespace_ids([process.pid for process in first.values()]), _host_links(), asked_for),
+        *strays(members, _namespace("self", "net")),
+        *ports_beyond(published, _listening(), members),
+    ]
+
+
+def _host_links() -> list[dict[str, Any]]:
+    done = subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"links of the host: ip -j link: exit status {done.returncode}: {done.stderr.strip()}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def _shares_the_hosts(topology: Topology, node: Node) -> bool:
+    owner = node.network.removeprefix(CONTAINER)
+    return node.network == "host" or any(
+        each.name == owner and _shares_the_hosts(topology, each) for each in topology.nodes
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A process in the pid namespace of a node; `net` names its network namespace, `sockets` are inodes."""
+
+    node: str
+    pid: int
+    command: str
+    net: str | None
+    sockets: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command}) of {self.node.removeprefix('.')}"
+
+
+def _members(first: Mapping[str, int]) -> list[Member]:
+    """Return all processes in the pid namespaces of these first processes, by the name that each goes by."""
+    names = {_namespace(str(pid), "pid"): name for name, pid in first.items()}
+    names.pop(None, None)
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        if node := names.get(_namespace(path.name, "pid")):
+            with suppress(OSError):  # it has just gone
+                command, net = (path / "comm").read_text().strip(), _namespace(path.name, "net")
+                found.append(Member(node, int(path.name), command, net, _sockets(path / "fd")))
+    return found
+
+
+def _namespace(pid: str, kind: str) -> str | None:
+    """Return what names a namespace of a process, None if that has ended."""
+    try:
+        return str(Path("/proc", pid, "ns", kind).readlink())
+    except OSError:
+        return None
+
+
+def _sockets(descriptors: Path) -> frozenset[str]:
+    found = set()
+    for descriptor in descriptors.iterdir():
+        with suppress(OSError):  # it was closed meanwhile
+            found.add(str(descriptor.readlink()))
+    return frozenset(each[len("socket:[") : -1] for each in found if each.startswith("socket:["))
+
+
+def _listening() -> dict[str, tuple[str, int]]:
+    """Return where somebody listens in our network namespace: protocol and port, by the socket's inode."""
+    found = {}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        path = Path("/proc/self/net", table)
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if fields[3] in LISTENS:
+                found[fields[9]] = table.removesuffix("6"), int(fields[1].rpartition(":")[2], 16)
+    return found
+
+
+def strays(members: Iterable[Member], host: str | None) -> list[str]:
+    """Return those of the lab's processes that are in the host's network namespace."""
+    return [str(member) for member in members if member.net == host]
+
+
+def ports_beyond(
+    published: Collection[tuple[str, int]],
+    listening: Mapping[str, tuple[str, int]],
+    members: Iterable[Member],
+) -> list[str]:
+    """Return the sockets at which the lab's processes listen in the host's namespace and should not."""
+    return [
+        f"{protocol} port {port} of {member}"
+        for member in members
+        for inode in sorted(member.sockets & listening.keys())
+        for protocol, port in [listening[inode]]
+        if (protocol, port) not in published
+    ]
 
 
 def links_into(

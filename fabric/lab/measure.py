@@ -14,10 +14,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
@@ -25,7 +28,8 @@ from fabric.errors import LabError, NotFound
 from fabric.lab import node as nodes
 from fabric.lab import report as reports
 from fabric.lab import routewatch, traffic
-from fabric.lab.expect import Endpoint
+from fabric.lab.addresses import SHOW, usable
+from fabric.lab.expect import Endpoint, beside
 from fabric.lab.lab import Lab
 from fabric.lab.node import NodeProcess, Process
 from fabric.lab.report import LATE, MS, Flow, Log, Report, Route, Window
@@ -37,9 +41,10 @@ Key = TypeVar("Key")
 
 PORT = 7790  # UDP, of every endpoint
 PYTHON = (sys.executable, "-I", "-S")
+CHUNK = 65536
 POLL = 0.05  # seconds
 STEADY = 1.0  # seconds that a flow has to run before the act
-SILENT = 3.0  # seconds after which a flow that has not begun is taken for one that does not run
+SILENT = 2.0  # seconds after which a flow that has not begun is taken for one that does not run
 START_WITHIN = 15.0  # seconds until all flows are the one or the other
 RETRY = 0.2  # seconds between attempts to start a program in a node that is coming up
 CONTROL = ("198.51.100.1", "198.51.100.2")
@@ -59,6 +64,7 @@ def measure(
 
     The traffic is left alone until all flows have run for a second without loss (or are seen not to run),
     and goes on after the act until nothing has been lost for `settle` seconds, or `limit` seconds are over.
+    In a node that comes up it begins a fraction of a second (RETRY) after it could, also while `act` goes on.
     Look at the report's `valid`: on a machine that is too busy it is False, and the figures mean nothing.
 
     Args:
@@ -67,13 +73,19 @@ def measure(
         settle, limit: seconds, from the act's end on.
 
     Raises:
-        LabError: traffic cannot be sent from an endpoint; or no flow runs, and `act` does not mend. Nothing was
-            done then. What `act` raises passes through.
+        LabError: there are no two endpoints; traffic cannot be sent from one; or no flow runs, and `act` does
+            not mend. Nothing was done then. What `act` raises passes through.
     """
+    if len(endpoints) < 2:
+        raise LabError(
+            f"lab {lab.name}: its expectations define {len(endpoints) or 'no'} endpoints, and what is lost between"
+            f" them is measured; nothing was done; name two or more in `endpoints:` of {beside(lab.file)}"
+        )
     with Traffic(lab, endpoints) as running:
         running.begin(mends, progress)
         act_at = time.time_ns()
-        what = act()
+        with running.tended():
+            what = act()
         took = time.time_ns() - act_at
         settled = running.settle(mends, settle, limit, progress)
         window = Window(running.epoch, act_at, time.time_ns() - LATE * MS)
@@ -120,8 +132,10 @@ class Program:
         self._read += len(data)
         return data
 
-    def errors(self) -> str:
-        return os.pread(self._err, 4096, 0).decode(errors="replace").strip()
+    def error(self) -> str:
+        """Return the last line that it has complained with, or nothing."""
+        lines = os.pread(self._err, CHUNK, 0).decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
 
     def tell(self, line: str) -> None:
         """Send it a line; that it has ended is no error."""
@@ -279,7 +293,7 @@ class Traffic:
     def _fault(self, what: str, program: Program) -> LabError:
         status = program.process.returncode
         return LabError(
-            f"lab {self.lab.name}: {what} ended with status {status}: {program.errors() or 'it said nothing'};"
+            f"lab {self.lab.name}: {what} ended with status {status}: {program.error() or 'it said nothing'};"
             " nothing was done"
         )
 
@@ -310,6 +324,34 @@ class Traffic:
 
     # Programs
 
+    @contextmanager
+    def tended(self) -> Iterator[None]:
+        """Tend in a thread meanwhile: what the block mends is to be seen running then, and not at its end."""
+        over = threading.Event()
+
+        def tend() -> None:
+            while not over.wait(POLL):
+                self._tend()
+
+        before = {sender: len(programs) for sender, programs in self._senders.items()}
+        with ThreadPoolExecutor(1) as pool:
+            tending = pool.submit(tend)
+            try:
+                yield
+            finally:
+                over.set()
+        tending.result()
+        for sender, endpoint in enumerate(self.endpoints):
+            if len(self._senders[sender]) > before.get(sender, 0):
+                self._correct(sender, endpoint)
+
+    def _correct(self, sender: int, endpoint: Endpoint) -> None:
+        """End a sender that was started before its node had the address that it has now; `_tend` does the rest."""
+        process, program = self._process(endpoint.node), self._senders[sender][-1]
+        if process and self._address(endpoint, process) not in ("", self.addresses[sender]):
+            program.stop()
+            program.end()
+
     def _tend(self) -> None:
         """Start what should run and does not, where there is a node to run it in."""
         if time.monotonic() < self._tended + RETRY:
@@ -324,8 +366,7 @@ class Traffic:
 
     def _send(self, sender: int, endpoint: Endpoint, process: Process) -> None:
         """Start an endpoint's sender, if it has an address, and tell the others of that."""
-        inside = ["nsenter", f"--net=/run/netns/{endpoint.netns}", "--"] if endpoint.netns else []
-        address = str(endpoint.address or self._address(endpoint, nodes.enter(process, inside)))
+        address = self._address(endpoint, process)
         if not address:
             return
         if self.addresses.get(sender) != address:
@@ -333,22 +374,19 @@ class Traffic:
             for other, program in _latest(self._senders):
                 if other < len(self.endpoints) and other != sender and self._related(sender, other):
                     program.tell(json.dumps({str(sender): address}))
-        self._senders[sender].append(Program(nodes.enter(process, [*inside, *self._program(sender)])))
+        self._senders[sender].append(
+            Program(nodes.enter(process, [*_inside(endpoint), *self._program(sender)]))
+        )
 
-    def _address(self, endpoint: Endpoint, inside: Sequence[str]) -> str:
-        """Return the endpoint's first global address, of IPv4 if it may choose, or nothing."""
-        command = [*inside, "ip", "-j", "address", "show", "scope", "global"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        managed = {str(address.ip) for address in self.lab.node(endpoint.node).addresses}
-        found = [
-            info["local"]
-            for link in json.loads(said or "[]")
-            for info in link.get("addr_info", ())
-            if info.get("local", "") not in {"", *managed}
-            and not info.get("tentative")
-            and endpoint.family in (None, 6 if ":" in info["local"] else 4)
-        ]
-        return next(iter(sorted(found, key=lambda address: ":" in address)), "")
+    def _address(self, endpoint: Endpoint, process: Process) -> str:
+        """Return the endpoint's address, or nothing where it has none yet."""
+        if not _there(endpoint, process):
+            return ""
+        if endpoint.address:
+            return str(endpoint.address)
+        command = nodes.enter(process, [*_inside(endpoint), *SHOW])
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return next(iter(usable(shown, self.lab.topology, endpoint.family)), "")
 
     def _lacking(self, node: str, started: Sequence[Program]) -> Process | None:
         """Return the node's first process if it runs, and the last program that was started there does not."""
@@ -379,7 +417,10 @@ class Traffic:
         while not all(self._senders[sender][0].begun for sender, _ in self.control):
             self._complain()
             if time.monotonic() > deadline:
-                raise LabError(f"lab {self.lab.name}: the control flow does not begin; nothing was done")
+                raise LabError(
+                    f"lab {self.lab.name}: the control flow does not begin within {START_WITHIN:.0f} s: this machine is"
+                    " too busy to measure; nothing was done; try again"
+                )
             time.sleep(0.005)
         near, far = (f"netns {pid}" for pid in pids)
         _run("ip", *f"link add control {near} type veth peer name control {far}".split())
@@ -393,10 +434,28 @@ def _latest(started: Mapping[Key, Sequence[Program]]) -> Iterator[tuple[Key, Pro
     return ((key, programs[-1]) for key, programs in started.items() if programs)
 
 
+def _inside(endpoint: Endpoint) -> list[str]:
+    """Return what a command in the endpoint's node begins with."""
+    return ["nsenter", f"--net=/run/netns/{endpoint.netns}", "--"] if endpoint.netns else []
+
+
+def _there(endpoint: Endpoint, process: Process) -> bool:
+    """Whether the endpoint's namespace is there, in a node that may be coming up."""
+    run = Path(f"/proc/{process.pid}/root/run")
+    try:
+        # Until it has files of its own it sees ours, and a namespace of that name may be a stranger's.
+        own = run.stat().st_dev != Path("/run").stat().st_dev
+        return own and (not endpoint.netns or (run / "netns" / endpoint.netns).exists())
+    except OSError:  # it has just gone
+        return False
+
+
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LabError(f"control flow: {' '.join(command)}: {done.stderr.strip()}; nothing was done")
+        raise LabError(
+            f"the control flow cannot be laid: {' '.join(command)}: {done.stderr.strip()}; nothing was done"
+        )
 
 
 def _log(lines: bytes) -> Log:

@@ -51,11 +51,15 @@ class Process:
     def alive(self) -> bool:
         return Process.find(self.pid) == self
 
-    def kill(self) -> None:
-        """Send SIGKILL and do not wait; gone already is no error."""
+    def send(self, sent: int) -> None:
+        """Send a signal; gone already is no error."""
         with self._held() as fd:
             if fd is not None:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                signal.pidfd_send_signal(fd, sent)
+
+    def kill(self) -> None:
+        """Send SIGKILL and do not wait."""
+        self.send(signal.SIGKILL)
 
     def gone(self, within: float) -> bool:
         """Return whether it ends, or has ended, within so many seconds."""
@@ -186,7 +190,7 @@ class Birth:
         self._first: FirstProcess | None = None
 
     def born(self) -> FirstProcess:
-        """Return the process and its `unshare`; it does nothing until it gets orders, and ends if none come."""
+        """Return the process and its parent; it does nothing until it gets orders, and ends if none come."""
         self._line("start")
         child = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
         first, parent = Process.find(child), Process.find(self.pid)
@@ -281,10 +285,17 @@ def enter(process: Process, argv: Sequence[str], user: str = "") -> list[str]:
     """Return the command that runs `argv` in the node of `process` as `user`, with `argv`'s exit status.
 
     nsenter forks, and its own death would leave the command behind: hence the parent-death signal.
+
+    Raises:
+        LabError: there is no such user.
     """
+    try:
+        become = init.become(user)
+    except init.StartError as err:
+        raise LabError(f"{' '.join(argv)}: {err}; name another one in the node's `user`") from err
     return [
         *("nsenter", "--target", str(process.pid), *NAMESPACES, "--"),
-        *init.become(user),
+        *become,
         *("setpriv", "--pdeathsig", "KILL", "--", *argv),
     ]
 

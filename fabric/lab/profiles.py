@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, ClassVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fabric.lab import source as sources
+from fabric.lab.format import sysctl
 from fabric.lab.source import Source
 
 BESIDE = "lab-profiles.yml"
@@ -84,18 +85,27 @@ class Profiles:
         return ""
 
 
+def _path(value: str) -> str:
+    if not value.startswith("/") or ".." in PurePosixPath(value).parts:
+        raise ValueError(f'"{value}": write it from / on, without ".."')
+    return value
+
+
+_Path = Annotated[str, AfterValidator(_path)]
+
+
 class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: tuple[str, ...] = Field(min_length=1)
-    scratch: tuple[str, ...] = ()
-    files: dict[str, str] = Field(default_factory=dict)
-    sysctls: dict[str, str] = Field(default_factory=dict)
+    scratch: tuple[_Path, ...] = ()
+    files: dict[_Path, str] = Field(default_factory=dict)
+    sysctls: dict[Annotated[str, BeforeValidator(sysctl)], str] = Field(default_factory=dict)
     start: str = ""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     ready: str = ""
-    config: str = ""
+    config: _Path = ""
     save: Save | None = None
     daemons: tuple[str, ...] = ()
 
@@ -119,11 +129,6 @@ def repository(image: str) -> str:
     name = image.partition("@")[0]
     head, slash, last = name.rpartition("/")
     return (head + slash + last.partition(":")[0]).removeprefix("docker.io/").removeprefix("library/")
-
-
-def profile_of(image: str) -> Profile | None:
-    """Return the profile of ours that lists `image`; a topology's nodes have those that count there."""
-    return builtin().of(image)
 
 
 @cache

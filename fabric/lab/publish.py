@@ -12,10 +12,12 @@ import json
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import NoReturn, TypedDict
 
 CHUNK = 65536
+RETRY = 0.1  # seconds
 IDLE = 60.0  # seconds until an unused return path of UDP is given up
 
 
@@ -41,7 +43,12 @@ def main() -> None:
 def pass_stream(port: Published) -> NoReturn:
     with socket.socket(fileno=port["fd"]) as listener:
         while True:
-            client, _ = listener.accept()
+            try:
+                client, _ = listener.accept()
+            except OSError as err:  # too many open files, or the client is gone: the next may do better
+                print(f"port {port['port']}/tcp: {err.strerror}", file=sys.stderr)
+                time.sleep(RETRY)
+                continue
             threading.Thread(target=join, args=(client, (port["address"], port["port"])), daemon=True).start()
 
 
@@ -84,7 +91,10 @@ def pass_datagrams(port: Published) -> NoReturn:
 
     with socket.socket(fileno=port["fd"]) as listener:
         while True:
-            data, client = listener.recvfrom(CHUNK)
+            try:
+                data, client = listener.recvfrom(CHUNK)
+            except OSError:  # an ICMP error for an answer that nobody waited for
+                continue
             path = paths.get(client)
             if path is None:
                 path = paths[client] = socket.socket(

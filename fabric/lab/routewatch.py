@@ -5,6 +5,9 @@ prints a line of JSON a change: `at`, in ns since 1970, and `routes`, each prefi
 gateway, or on link a device; "blackhole" for any kind of refusal), or none where it is gone. The first line
 is the whole table. The program ends when its standard input does.
 
+fabric/lab/routers.py reads the same table from what `ip` prints, in the same words. Here that would not do: to
+start `ip` at each event takes longer than what is to be seen, and this program shares no module with it.
+
 Events of the kernel only say that it is time to look again: of routes that go with their interface or
 their nexthop object there are none. What comes and goes within less than a look, some 0.2 ms, is not seen.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from fabric.errors import ConfigError
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 40
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 MAX_VALUES = 200_000  # once aliases are expanded: a few nested ones multiply without bound
 
 Raw: TypeAlias = "str | list[Raw] | dict[str, Raw] | None"
@@ -107,8 +109,15 @@ def read(path: Path, *, what: str, state: str = "nothing was started") -> Source
 
 
 def text_of(path: Path, what: str) -> str:
-    """Return the text of a file. Raises ConfigError: it cannot be read, or is not text."""
+    """Return the text of a file, of MAX_BYTES at most.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger, or not text, or no regular file: what is read of a
+            pipe is gone for the next command, and may never come.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: is no regular file; name {what}")
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as err:
@@ -132,7 +141,10 @@ def parse(text: str, path: Path, *, state: str = "nothing was started") -> Sourc
     except yaml.MarkedYAMLError as err:
         mark: Any = err.problem_mark or err.context_mark
         line = min(mark.line, text.rstrip().count("\n")) + 1  # at its end libyaml counts one more
-        source.fault_at(line, f"not YAML: {err.problem or err.context}")
+        problem = str(err.problem or err.context)
+        if "maximum nesting depth" in problem:  # libyaml's own cap, in PyYAML 6.0.4 and later, is met first
+            problem = TOO_DEEP
+        source.fault_at(line, f"not YAML: {problem}")
     except yaml.YAMLError as err:  # a character that YAML does not allow
         source.fault_at(1, f"not YAML: {' '.join(str(err).split())}")
     source.check()
@@ -236,7 +248,7 @@ class _Reader:
         if self.values > MAX_VALUES:
             raise _error(event, f"more than {MAX_VALUES} values once its aliases are expanded")
         if depth > MAX_DEPTH:
-            raise _error(event, f"nested more than {MAX_DEPTH} deep")
+            raise _error(event, TOO_DEEP)
 
 
 def _line(event: Any) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from fabric.lab.format import STAGES
+from fabric.lab.format import CONTAINER, STAGES
 
 if TYPE_CHECKING:  # topologies ask for cycles
     from fabric.lab.topology import Node, Topology
@@ -27,8 +27,8 @@ def graph(nodes: Iterable[Node]) -> Mapping[Step, tuple[Step, ...]]:
     """Return for each step those that it waits for; what the file says comes first, in its order."""
     found: dict[Step, tuple[Step, ...]] = {}
     for node in nodes:
-        shared = node.network.removeprefix("container:") if node.network.startswith("container:") else ""
-        before = [(shared, STAGES[0])] if shared else []
+        shared = node.network.startswith(CONTAINER)
+        before = [(node.network.removeprefix(CONTAINER), STAGES[0])] if shared else []
         for stage in STAGES:
             own = node.stages[stage].wait_for if stage in node.stages else ()
             found[node.name, stage] = (*own, *before)

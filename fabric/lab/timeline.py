@@ -26,11 +26,26 @@ MARKS = {  # what became of a route: marker, colour, words
 Routes: TypeAlias = tuple[Route, ...]  # those of one row
 
 
-def write_svg(report: Report, path: Path) -> None:
-    """Write the picture of `report` to `path`.
+def check() -> None:
+    """Return if a picture could be drawn here: to be called before there is anything to draw.
 
     Raises:
-        LabError: matplotlib is not installed, or `path` cannot be written.
+        LabError: matplotlib is not installed.
+    """
+    try:
+        import_module("matplotlib.figure")
+    except ImportError as err:
+        raise LabError(
+            f"the timeline of a report is drawn with matplotlib, which cannot be used: {err}; nothing was done;"
+            " install it: pip install 'fabricctl[plots]'"
+        ) from err
+
+
+def write_svg(report: Report, path: Path) -> None:
+    """Write the picture of `report` to `path`; `check` comes first.
+
+    Raises:
+        LabError: `path` cannot be written.
     """
     figure = _draw(report)
     try:
@@ -42,16 +57,11 @@ def write_svg(report: Report, path: Path) -> None:
 
 
 def _draw(report: Report) -> Any:
-    try:
-        figure_class: Any = import_module("matplotlib.figure").Figure
-    except ImportError as err:
-        raise LabError(
-            "a timeline is drawn with matplotlib, which is not installed; the measurement itself is not"
-            " affected; install it: pip install 'fabricctl[plots]'"
-        ) from err
     flows, routes = _flows(report), _routes(report)
     rows: list[Flow | Routes] = [*flows, *routes, *report.control]
-    figure = figure_class(figsize=(10, 1.5 + ROW * len(rows)), layout="constrained")
+    figure: Any = import_module("matplotlib.figure").Figure(
+        figsize=(10, 1.5 + ROW * len(rows)), layout="constrained"
+    )
     axes = figure.subplots()
     until = _until(report)
     scale = 1000 if until > 3000 else 1

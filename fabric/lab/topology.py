@@ -11,44 +11,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
+from fabric.errors import ConfigError
 from fabric.lab import format as formats
+from fabric.lab import linking, management
 from fabric.lab import profiles as known
 from fabric.lab import source as sources
 from fabric.lab import stages as steps
-from fabric.lab.format import (
-    ELSEWHERE,
-    FRR,
-    FRR_ALWAYS,
-    LINUX,
-    NOT_HERE,
-    Body,
-    BriefLink,
-    EndFields,
-    File,
-    HostLink,
-    LinkFields,
-    MgmtFields,
-    NodeFields,
-)
+from fabric.lab.format import ELSEWHERE, FRR, FRR_ALWAYS, LINUX, NOT_HERE, File, StageFields
+from fabric.lab.inheritance import Layers, layers_of, refuse_foreign
+from fabric.lab.linking import Endpoint as Endpoint
+from fabric.lab.linking import Link as Link
+from fabric.lab.management import Address as Address
+from fabric.lab.management import Interface as Interface
+from fabric.lab.management import Member
+from fabric.lab.management import Mgmt as Mgmt
+from fabric.lab.management import Network as Network
 from fabric.lab.profiles import Profile, Profiles
-from fabric.lab.source import Place, Raw, Source
+from fabric.lab.source import Place, Source
 
 CONTAINERLAB_MTU, HOST, MGMT, STAGES = formats.MTU, formats.HOST, formats.MGMT, formats.STAGES
-CONTAINER = "container:"  # what `network` begins with where a node shares another's
-
-Address: TypeAlias = IPv4Address | IPv6Address
-Interface: TypeAlias = IPv4Interface | IPv6Interface
-Network: TypeAlias = IPv4Network | IPv6Network
+CONTAINER = formats.CONTAINER  # what `network` begins with where a node shares another's
 
 _WHAT = "a containerlab topology file"
 _NAME = 255  # the longest a file's name can be: a lab's state is a directory, containerlab's is clab-NAME
 _PORT = re.compile(r"(?:([0-9.]+):)?([0-9]+):([0-9]+)(?:/(tcp|udp))?")
-# What Docker lets a container set: the rest is the host's.
-_SYSCTLS = re.compile(r"net[./].+|fs[./]mqueue[./].+|kernel[./](msg(max|mnb|mni)|sem|shm\w+)")
 _FORWARDING = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
 _URL = re.compile(r"(https?|s3)://")
 
@@ -146,38 +136,6 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One end of a link; `node` may be HOST or MGMT, and `interface` is then one of the host's."""
-
-    node: str
-    interface: str
-    mac: str = ""
-    addresses: tuple[Interface, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.node}:{self.interface}"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """`a` is a node's end, `b` may be HOST's or MGMT's."""
-
-    a: Endpoint
-    b: Endpoint
-    mtu: int = CONTAINERLAB_MTU
-
-
-@dataclass(frozen=True, slots=True)
-class Mgmt:
-    """The management network: for each prefix, in the same order, the gateway with the prefix's length."""
-
-    name: str = "clab"
-    prefixes: tuple[Network, ...] = (formats.PREFIX4, formats.PREFIX6)
-    gateways: tuple[Interface, ...] = (IPv4Interface("172.20.20.1/24"), IPv6Interface("3fff:172:20:20::1/64"))
-    mtu: int = 1500
-
-
-@dataclass(frozen=True, slots=True)
 class Topology:
     """A whole lab; nodes and links in the order of the file."""
 
@@ -213,109 +171,11 @@ def parse(text: str, path: Path) -> Topology:
     source = sources.parse(text, path)
     formats.literal(source)
     profiles = known.beside(path.parent)
-    _refuse_foreign(source, profiles)
+    refuse_foreign(source, profiles)
     file = formats.validated(source)
     topology = _Reading(file, source, profiles).topology()
     source.check()
     return topology
-
-
-# Inheritance
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """What a node inherits from, itself first: each with the place where it stands."""
-
-    layers: tuple[tuple[Place, NodeFields], ...]
-
-    def nearest(self, name: str) -> tuple[Place, Any]:
-        """Return the value of a field that counts, and where it stands; for one never given, the node's."""
-        place = self.layers[0][0]
-        alias = name.replace("_", "-")
-        for at, layer in self.layers:
-            if value := getattr(layer, name):
-                return (*at, alias), value
-        return (*place, alias), getattr(NodeFields(), name)
-
-    def merged(self, name: str) -> dict[str, str]:
-        return {k: v for _, layer in reversed(self.layers) for k, v in getattr(layer, name).items()}
-
-    def listed(self, name: str) -> Iterator[tuple[Place, Any]]:
-        """Yield every item of a list, from the defaults to the node, with where it stands."""
-        for at, layer in reversed(self.layers):
-            for i, item in enumerate(getattr(layer, name)):
-                yield (*at, name.replace("_", "-"), i), item
-
-
-def _layers(name: str, body: Body) -> _Layers:
-    """Return the layers of a node; a group that is not defined is a mere label, as in containerlab."""
-    empty, top = NodeFields(), ("topology",)
-    node: NodeFields = body.nodes[name]
-    kind = (
-        node.kind
-        or body.groups.get(node.group, empty).kind
-        or body.groups.get(body.defaults.group, empty).kind
-        or body.defaults.kind
-    )
-    group = node.group or body.kinds.get(kind, empty).group or body.defaults.group
-    return _Layers(
-        (
-            ((*top, "nodes", name), node),
-            ((*top, "groups", group), body.groups.get(group, empty)),
-            ((*top, "kinds", kind), body.kinds.get(kind, empty)),
-            ((*top, "defaults"), body.defaults),
-        )
-    )
-
-
-def _refuse_foreign(source: Source, profiles: Profiles) -> None:
-    """Raise ConfigError for kinds and images that cannot run here, before their own fields are looked at."""
-    body = _sketch(source.value)
-    runnable = ("", LINUX, *FRR)
-    for name in body.nodes:
-        layers = _layers(name, body)
-        (_, kind), (_, image) = layers.nearest("kind"), layers.nearest("image")
-        if why := profiles.refusal(kind, image):
-            source.fault(("topology", "nodes", name), why)
-        elif kind not in runnable:
-            source.fault(("topology", "nodes", name), f'there is no kind "{kind}" here, only linux and frr')
-    source.check()
-    for section, places in (
-        ("kinds", body.kinds),
-        ("groups", body.groups),
-        ("defaults", {"": body.defaults}),
-    ):
-        for name, fields in places.items():
-            kind = name if section == "kinds" else fields.kind
-            if kind not in runnable:
-                why = profiles.refusal(kind, "") or f'there is no kind "{kind}" here, only linux and frr'
-                source.fault(tuple(part for part in ("topology", section, name) if part), why)
-    source.check()
-
-
-def _sketch(value: Raw) -> Body:
-    """Return as much of the file's body as says which kinds and images there are, whatever else is wrong."""
-
-    def at(value: Raw, key: str) -> dict[str, Raw]:
-        found = value.get(key) if isinstance(value, dict) else None
-        return found if isinstance(found, dict) else {}
-
-    def fields(value: Raw) -> NodeFields:
-        told = value if isinstance(value, dict) else {}
-        texts = {key: told.get(key) for key in ("kind", "image", "group")}
-        return NodeFields.model_validate({k: str(text) for k, text in texts.items() if isinstance(text, str)})
-
-    def section(key: str) -> dict[str, NodeFields]:
-        return {name: fields(each) for name, each in at(body, key).items()}
-
-    body = at(value, "topology")
-    return Body.model_construct(
-        defaults=fields(body.get("defaults")),
-        kinds=section("kinds"),
-        groups=section("groups"),
-        nodes=section("nodes"),
-    )
 
 
 # Meaning
@@ -327,7 +187,8 @@ class _Reading:
     def __init__(self, file: File, source: Source, profiles: Profiles) -> None:
         self.file, self.source, self.profiles = file, source, profiles
         self.directory = source.path.parent
-        self.layers = {name: _layers(name, file.topology) for name in file.topology.nodes}
+        self.layers = {name: layers_of(name, file.topology) for name in file.topology.nodes}
+        self.awaited: list[tuple[Place, str]] = []  # each node whose end is waited for, and where that stands
 
     def topology(self) -> Topology:
         name = self.file.name
@@ -336,9 +197,13 @@ class _Reading:
         nodes = [self._node(name) for name in self.layers]
         self._check_sharing({node.name: node for node in nodes})
         self._check_host_ports(nodes)
-        mgmt = self._mgmt(self.file.mgmt)
-        nodes = self._addressed(nodes, mgmt)
-        links = tuple(self._links({node.name: node for node in nodes}))
+        self._check_ends({node.name: node for node in nodes})
+        mgmt = management.network(self.file.mgmt, self.source)
+        members = [self._member(node) for node in nodes]
+        assigned = management.assigned(mgmt, self.file.mgmt, members, self.source)
+        nodes = [replace(node, addresses=assigned[node.name]) for node in nodes]
+        networks = {node.name: node.network for node in nodes}
+        links = tuple(linking.joined(self.file.topology.links, networks, self.source))
         if not self.source.found:
             self._check_order(nodes)
         return Topology(name, tuple(nodes), links, self.file.prefix, mgmt)
@@ -346,7 +211,7 @@ class _Reading:
     def _node(self, name: str) -> Node:
         layers = self.layers[name]
         kind, image, profile = self._identity(layers)
-        network = layers.nearest("network_mode")[1] or "mgmt"
+        network = self._network(name)
         return Node(
             name=name,
             image=image,
@@ -364,14 +229,14 @@ class _Reading:
             startup_delay=layers.nearest("startup_delay")[1],
             stages=self._stages(name),
             labels=layers.merged("labels"),
-            sysctls=self._sysctls(layers, kind, network, profile),
+            sysctls=self._sysctls(name, kind, profile),
             cpu=layers.nearest("cpu")[1] or None,
             memory=layers.nearest("memory")[1] or None,
             restart=_restart(layers.nearest("restart_policy")[1], kind),
             profile=profile,
         )
 
-    def _identity(self, layers: _Layers) -> tuple[str, str, Profile | None]:
+    def _identity(self, layers: Layers) -> tuple[str, str, Profile | None]:
         (kind_at, kind), (image_at, image) = layers.nearest("kind"), layers.nearest("image")
         if not kind:
             self.source.fault(kind_at, "is required, here or in its group or the defaults")
@@ -385,14 +250,28 @@ class _Reading:
             return FRR[0], image, frr
         return LINUX, image, profile
 
-    def _foreground(self, layers: _Layers, name: str, profile: Profile | None) -> tuple[str, ...]:
+    def _network(self, name: str) -> str:
+        return self.layers[name].nearest("network_mode")[1] or "mgmt"
+
+    def _member(self, node: Node) -> Member:
+        asks = []
+        for name in ("mgmt_ipv4", "mgmt_ipv6"):
+            (at, own), *above = self.layers[node.name].layers
+            for place, layer in above:
+                if getattr(layer, name):
+                    self.source.fault((*place, name.replace("_", "-")), "is one node's; give it to that")
+            if address := getattr(own, name):
+                asks.append(((*at, name.replace("_", "-")), address))
+        return Member(node.name, node.network, tuple(asks))
+
+    def _foreground(self, layers: Layers, name: str, profile: Profile | None) -> tuple[str, ...]:
         at, words = layers.nearest(name)
         if words and profile and profile.start:
             self.source.fault(at, f"would take the place of what profile {profile.name} starts; remove it")
         found: tuple[str, ...] = words
         return found
 
-    def _user(self, layers: _Layers, profile: Profile | None) -> str:
+    def _user(self, layers: Layers, profile: Profile | None) -> str:
         at, user = layers.nearest("user")
         if user.partition(":")[0] not in ("", "root", "0") and profile and profile.start:
             self.source.fault(at, f"profile {profile.name} starts its daemons as root only; remove it")
@@ -428,19 +307,21 @@ class _Reading:
         if len(rest) not in (1, 2) or not rest[0].startswith("/") or rest[1:] not in ([], ["ro"], ["rw"]):
             self.source.fault(at, f'"{text}": write it HOST_PATH:/NODE/PATH, with :ro for read-only')
             return None
+        target = PurePosixPath(rest[0])
+        if ".." in target.parts:
+            self.source.fault(at, f'"{text}": write where it is to be without ".."')
+            return None
         path = self._file(*self._expand([source], node))
         if not path.exists():
             self.source.fault(at, f'"{text}": {path} does not exist')
-        return Bind(path, PurePosixPath(rest[0]), rest[1:] == ["ro"])
+        return Bind(path, target, rest[1:] == ["ro"])
 
-    def _text(self, path: Path, at: Place) -> str:
+    def _text(self, path: Path, at: Place, what: str) -> str:
         """Return the text of a file that the topology names, or "" if that cannot be read."""
         try:
-            return path.read_text()
-        except OSError as err:
-            self.source.fault(at, f"{path}: {err.strerror}")
-        except UnicodeDecodeError:
-            self.source.fault(at, f"{path} is no text in UTF-8")
+            return sources.text_of(path, what)
+        except ConfigError as err:
+            self.source.fault(at, str(err))
         return ""
 
     def _startup_config(self, name: str, profile: Profile | None) -> str:
@@ -457,12 +338,12 @@ class _Reading:
             if _URL.match(config):
                 self.source.fault(at, f"{config}: fetching {NOT_HERE}; save it to a file, and name that")
                 return ""
-            config = self._text(self._file(config), at)
+            config = self._text(self._file(config), at, "a configuration")
         if "{{" in config:
             self.source.fault(at, f"has an action of a Go template, which {NOT_HERE}; render it first")
         return str(config)
 
-    def _environment(self, layers: _Layers) -> dict[str, str]:
+    def _environment(self, layers: Layers) -> dict[str, str]:
         env: dict[str, str] = {}
         for at, text in layers.listed("env_files"):
             env |= self._env_file(self._file(text), at)
@@ -476,7 +357,7 @@ class _Reading:
 
     def _env_file(self, path: Path, at: Place) -> dict[str, str]:
         found = {}
-        for number, line in enumerate(self._text(path, at).splitlines(), 1):
+        for number, line in enumerate(self._text(path, at, "a file of variables").splitlines(), 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             match = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_.]*)\s*=\s*(.*?)\s*", line)
@@ -492,7 +373,7 @@ class _Reading:
 
     # What it may use
 
-    def _ports(self, layers: _Layers, network: str) -> Iterator[Port]:
+    def _ports(self, layers: Layers, network: str) -> Iterator[Port]:
         at, texts = layers.nearest("ports")
         if texts and network != "mgmt":
             self.source.fault(at, f"network-mode {network} leaves nothing to publish; remove one of the two")
@@ -525,16 +406,34 @@ class _Reading:
                         self.source.fault(at, f"{port}: the host's port has node {name} ({other}) already")
                 taken.append((node.name, port))
 
-    def _sysctls(self, layers: _Layers, kind: str, network: str, profile: Profile | None) -> dict[str, str]:
-        for at, layer in layers.layers:
-            for key in layer.sysctls:
-                if not _SYSCTLS.fullmatch(key) or (network == HOST and key.startswith("net")):
-                    self.source.fault((*at, "sysctls", key), "would change the host, not the node; remove it")
+    def _sysctls(self, name: str, kind: str, profile: Profile | None) -> dict[str, str]:
+        layers, network = self.layers[name], self._network(name)
         found = layers.merged("sysctls")
-        if network in ("mgmt", "none"):
+        if self._on_host(name):
+            for at, layer in layers.layers:
+                for key in layer.sysctls:
+                    if key.startswith("net"):
+                        why = "would change the host, whose network the node has; remove it"
+                        self.source.fault((*at, "sysctls", key), why)
+            if kind != LINUX:
+                at, _ = layers.nearest("network_mode")
+                why = f"kind {kind} makes its network forward, and this one is the host's; give it one of its own"
+                self.source.fault(at, why)
+            return found
+        if not network.startswith(CONTAINER):
             found = {**(profile or self.profiles.profiles[known.PLAIN]).sysctls, **found}
         # In containerlab kind frr forwards, whatever the file says.
         return found | (_FORWARDING if kind != LINUX else {})
+
+    def _on_host(self, name: str) -> bool:
+        """Return whether a node is in the host's network, itself or through those whose network it shares."""
+        seen = {name}
+        while (network := self._network(name)).startswith(CONTAINER):
+            name = network.removeprefix(CONTAINER)
+            if name in seen or name not in self.layers:
+                return False
+            seen.add(name)
+        return network == HOST
 
     # Order
 
@@ -550,11 +449,12 @@ class _Reading:
                     wait_for[step.node, step.stage] = None
                 on_enter += [StageCommand(self._expand(w, name), h) for w, h in fields.commands("on-enter")]
                 on_exit += [StageCommand(self._expand(w, name), h) for w, h in fields.commands("on-exit")]
-                absent = on_enter if stage == "create" else [*on_enter, *on_exit] if stage == "exit" else []
-                if not all(command.on_host for command in absent):
-                    self.source.fault(
-                        (*at, "stages", stage), "the node does not run then: give exec target: host"
-                    )
+                if stage == "exit" and fields != StageFields():
+                    why = "nothing waits, or is run, at a node's end; only wait-for of others may name it"
+                    self.source.fault((*at, "stages", stage), f"{why}; remove it")
+                if stage == "create" and not all(on_host for _, on_host in fields.commands("on-enter")):
+                    why = "the node is not there yet on entering create; run it on-exit, or give it target: host"
+                    self.source.fault((*at, "stages", stage, "exec"), why)
             if wait_for or on_enter or on_exit:
                 stages[stage] = Stage(tuple(wait_for), tuple(on_enter), tuple(on_exit))
         return stages
@@ -566,6 +466,18 @@ class _Reading:
             self.source.fault(at, f'there is no node "{node}"')
         elif stage not in STAGES:
             self.source.fault(at, f'there is no stage "{stage}", only {", ".join(STAGES)}')
+        elif stage == "exit":
+            self.awaited.append((at, node))
+
+    def _check_ends(self, nodes: Mapping[str, Node]) -> None:
+        for at, name in self.awaited:
+            if not nodes[name].command:
+                why = "has no foreground process whose end could be waited for; give it a cmd"
+            elif nodes[name].restart == "always":
+                why = 'never ends, being restarted always; give it restart-policy: "no" or on-failure'
+            else:
+                continue
+            self.source.fault(at, f"node {name} {why}, or wait for another stage of it")
 
     def _check_order(self, nodes: Sequence[Node]) -> None:
         if cycle := steps.cycle(nodes):
@@ -592,144 +504,8 @@ class _Reading:
                 seen.append(other)
                 here = nodes[other]
 
-    # Addresses
 
-    def _mgmt(self, fields: MgmtFields) -> Mgmt:
-        prefixes, gateways = [], []
-        both = not fields.ipv4_subnet and not fields.ipv6_subnet
-        for version, default in ((4, formats.PREFIX4), (6, formats.PREFIX6)):
-            prefix = getattr(fields, f"ipv{version}_subnet") or (default if both else None)
-            gateway, pool = getattr(fields, f"ipv{version}_gw"), getattr(fields, f"ipv{version}_range")
-            if not prefix:
-                if gateway or pool:
-                    name = f"ipv{version}-gw" if gateway else f"ipv{version}-range"
-                    self.source.fault(("mgmt", name), f"there is no ipv{version}-subnet for it")
-                continue
-            if prefix.num_addresses < 4:
-                self.source.fault(("mgmt", f"ipv{version}-subnet"), f"{prefix} has no room for nodes")
-                continue
-            if gateway and not _assignable(gateway, prefix):
-                self.source.fault(("mgmt", f"ipv{version}-gw"), f"{gateway} is no address of {prefix}")
-            if pool and not pool.subnet_of(prefix):
-                self.source.fault(("mgmt", f"ipv{version}-range"), f"{pool} is not in {prefix}")
-            prefixes.append(prefix)
-            gateways.append(_on(gateway or prefix.network_address + 1, prefix))
-        return Mgmt(fields.network, tuple(prefixes), tuple(gateways), fields.mtu)
-
-    def _addressed(self, nodes: Sequence[Node], mgmt: Mgmt) -> list[Node]:
-        """Return the nodes with what they have on the management network: what they ask for, else what is free."""
-        holders: dict[Address, str] = {gateway.ip: "the gateway" for gateway in mgmt.gateways}
-        wanted = {node.name: list(self._wanted(node, mgmt, holders)) for node in nodes}
-        free = [self._free(prefix, holders) for prefix in mgmt.prefixes]
-        found, full = [], set[Network]()
-        for node in nodes:
-            addresses = []
-            for prefix, pool in zip(mgmt.prefixes, free, strict=True):
-                own = next((a for a in wanted[node.name] if a.version == prefix.version), None)
-                if node.network != "mgmt":
-                    continue
-                if address := own or next(pool, None):
-                    addresses.append(_on(address, prefix))
-                elif prefix not in full:
-                    at = ("mgmt", f"ipv{prefix.version}-subnet")
-                    self.source.fault(at, f"{prefix} has no address left for node {node.name}")
-                    full.add(prefix)
-            found.append(replace(node, addresses=tuple(addresses)))
-        return found
-
-    def _wanted(self, node: Node, mgmt: Mgmt, holders: dict[Address, str]) -> Iterator[Address]:
-        for version in (4, 6):
-            name = f"mgmt-ipv{version}"
-            (at, own), *above = self.layers[node.name].layers
-            for place, layer in above:
-                if getattr(layer, f"mgmt_ipv{version}"):
-                    self.source.fault((*place, name), "is one node's; give it to that")
-            address = getattr(own, f"mgmt_ipv{version}")
-            if not address:
-                continue
-            prefix = next((prefix for prefix in mgmt.prefixes if prefix.version == version), None)
-            if node.network != "mgmt":
-                self.source.fault(
-                    (*at, name), f"network-mode {node.network} leaves no place for it; remove it"
-                )
-            elif not prefix or not _assignable(address, prefix):
-                self.source.fault((*at, name), f"{address} is not in {prefix or 'the management network'}")
-            elif address in holders:
-                self.source.fault((*at, name), f"{address} is {holders[address]}'s already")
-            else:
-                holders[address] = f"node {node.name}"
-                yield address
-
-    def _free(self, prefix: Network, holders: Mapping[Address, str]) -> Iterator[Address]:
-        pool = getattr(self.file.mgmt, f"ipv{prefix.version}_range")
-        pool = pool if pool and pool.subnet_of(prefix) else prefix
-        for number in range(int(pool.network_address), int(pool.broadcast_address) + 1):
-            address = type(prefix.network_address)(number)
-            if _assignable(address, prefix) and address not in holders:
-                yield address
-
-    # Links
-
-    def _links(self, nodes: Mapping[str, Node]) -> Iterator[Link]:
-        seen: set[tuple[str, str]] = set()
-        for i, link in enumerate(self.file.topology.links):
-            at = ("topology", "links", i)
-            ends = self._ends(link, at, nodes)
-            if len(ends) == 2:
-                for place, end in ends:
-                    name = (HOST if end.node == MGMT else end.node, end.interface)
-                    if name in seen:
-                        self.source.fault(place, f"{end} is an end of another link already")
-                    seen.add(name)
-                (_, a), (_, b) = sorted(ends, key=lambda each: each[1].node in (HOST, MGMT))
-                yield Link(a, b, link.mtu)
-
-    def _ends(self, link: LinkFields, at: Place, nodes: Mapping[str, Node]) -> list[tuple[Place, Endpoint]]:
-        """Return the ends that are sound, each with where it stands."""
-        if isinstance(link, HostLink):
-            near = self._end(link.endpoint, (*at, "endpoint"), nodes)
-            far = Endpoint(link.type, link.host_interface)
-            return [*near, ((*at, "host-interface"), far)]
-        special = (HOST, MGMT) if isinstance(link, BriefLink) else ()
-        if link.endpoints[0].node in special and link.endpoints[1].node in special:
-            self.source.fault((*at, "endpoints"), "joins no node; one end at least must be a node's")
-            return []
-        found = []
-        for i, end in enumerate(link.endpoints):
-            place = (*at, "endpoints", i)
-            given = [address for pair in (link.ipv4, link.ipv6) for address in pair[i : i + 1] if address]
-            if end.node not in special:
-                found += self._end(end, place, nodes, given)
-                continue
-            if given:
-                self.source.fault(
-                    place, f"{end.node}:{end.interface} is the host's, and is given no address here"
-                )
-            found.append((place, Endpoint(end.node, end.interface)))
-        return found
-
-    def _end(
-        self, end: EndFields, at: Place, nodes: Mapping[str, Node], given: Iterable[Interface] = ()
-    ) -> list[tuple[Place, Endpoint]]:
-        node, shown = nodes.get(end.node), f'"{end.node}:{end.interface}"'
-        if not node:
-            also = "; a link of type host reaches the host" if end.node == HOST else ""
-            why = f'there is no node "{end.node}"; links join the nodes of this file only{also}'
-        elif node.network == HOST:
-            why = f"node {node.name} is in the host's network: write host:{end.interface}"
-        elif node.network.startswith(CONTAINER):
-            why = f"node {node.name} has the interfaces of {node.network.removeprefix(CONTAINER)}: name that"
-        elif node.network == "mgmt" and end.interface == "eth0":
-            why = "eth0 is on the management network; take another, or give the node network-mode: none"
-        else:
-            own = [address for address in (end.ipv4, end.ipv6) if address]
-            addresses = tuple(dict.fromkeys([*own, *given]))
-            return [(at, Endpoint(end.node, end.interface, end.mac, addresses))]
-        self.source.fault(at, f"{shown}: {why}")
-        return []
-
-
-def _daemons(layers: _Layers, kind: str) -> tuple[str, ...]:
+def _daemons(layers: Layers, kind: str) -> tuple[str, ...]:
     frr = next((layer.extras.frr for _, layer in layers.layers if layer.extras.frr), None)
     if kind == LINUX:
         return ()
@@ -764,14 +540,3 @@ def _odd_port(text: str) -> str:
 def _same_host_port(a: Port, b: Port) -> bool:
     same_ip = a.host_ip == b.host_ip or not a.host_ip or not b.host_ip
     return same_ip and (a.host_port, a.protocol) == (b.host_port, b.protocol)
-
-
-def _assignable(address: Address, prefix: Network) -> bool:
-    """Return whether a node may have it: in the prefix, neither its first address nor its broadcast."""
-    last = prefix.broadcast_address if prefix.version == 4 else None
-    return address in prefix and address not in (prefix.network_address, last)
-
-
-def _on(address: Address, prefix: Network) -> Interface:
-    text = f"{address}/{prefix.prefixlen}"
-    return IPv4Interface(text) if prefix.version == 4 else IPv6Interface(text)

@@ -91,7 +91,10 @@ def listener(address: str, port: int) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-    sock.bind((address, port))
+    try:
+        sock.bind((address, port))
+    except OSError as err:
+        sys.exit(f"UDP port {port} of {address}: {err.strerror}")
     return sock
 
 

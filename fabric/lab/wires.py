@@ -89,8 +89,8 @@ def join(index: int) -> list[str]:
 
 
 def silence(index: int) -> list[str]:
-    """Return tc's lines that drop every frame while both carriers stay up."""
-    return [f"filter del dev {end} ingress" for end in wire(index)]
+    """Return tc's lines that drop every frame while both carriers stay up; a wire that is silent stays so."""
+    return [f"qdisc {verb} dev {end} clsact" for end in wire(index) for verb in ("replace", "del")]
 
 
 def cut(index: int) -> list[str]:
@@ -110,9 +110,14 @@ def mend(index: int) -> list[str]:
 
 
 def impair(index: int, netem: str) -> list[str]:
-    """Return tc's lines for netem on both ways; an empty `netem` takes it away."""
-    verb = f"replace dev {{}} root netem {netem}" if netem else "del dev {} root"
-    return [f"qdisc {verb.format(end)}" for end in wire(index)]
+    """Return tc's lines for netem on both ways; an empty `netem` takes away what is there, if anything is."""
+    if netem:
+        return [f"qdisc replace dev {end} root netem {netem}" for end in wire(index)]
+    return [
+        line
+        for end in wire(index)
+        for line in (f"qdisc replace dev {end} root pfifo", f"qdisc del dev {end} root")
+    ]
 
 
 def bridge(topology: Topology) -> list[str]:

@@ -39,7 +39,7 @@ def batch(backplane: Process, program: list[str], lines: Sequence[str]) -> None:
     if done.returncode:
         said, _, at = done.stderr.strip().replace("Error: ", "").partition("\nCommand failed -:")
         line = lines[int(at) - 1] if at.isdecimal() else lines[0]
-        raise LabError(f"{program[0]} {line}: {said.strip()}")
+        raise LabError(f"backplane: {program[0]} {line}: {said.strip()}")
 
 
 def ends_there(backplane: Process) -> set[str]:
@@ -48,8 +48,10 @@ def ends_there(backplane: Process) -> set[str]:
         ["nsenter", f"--net=/proc/{backplane.pid}/ns/net", "--", "ip", "-br", "link"],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode:
+        raise LabError(f"backplane: its links cannot be read: {done.stderr.strip()}; is it still there?")
     return {line.split()[0].partition("@")[0] for line in done.stdout.splitlines()}
 
 
@@ -91,22 +93,31 @@ class Wiring:
         tc(backplane, joins)
 
 
-def lay(home: Home, topology: Topology) -> None:
-    """Make what is there before any node: the management network's bridge, and the host's ends of links.
+def check_free(topology: Topology) -> list[str]:
+    """Return the interfaces that the topology puts into the host's namespace.
 
     Raises:
-        Taken: the host has an interface of such a name.
+        Taken: the host has one of such a name.
     """
+    names = [end.interface for end in wires.ends(topology, HOST)]
+    for name in names:
+        if Path("/sys/class/net", name).exists():
+            raise Taken(
+                f"lab {topology.name}: the host has an interface {name} already;"
+                " name another one in the link, or remove it"
+            )
+    return names
+
+
+def lay(home: Home, topology: Topology) -> None:
+    """Make what is there before any node: the management network's bridge, and the host's ends of links."""
     backplane = home.backplane()
     if wires.managed(topology):
         ip(backplane, wires.bridge(topology))
     ends = wires.ends(topology, HOST)
-    for end in ends:
-        if Path("/sys/class/net", end.interface).exists():
-            raise Taken(
-                f"lab {topology.name}: the host has an interface {end.interface} already;"
-                " name another one in the link, or remove it"
-            )
     ip(backplane, [line for end in ends for line in wires.attach(end, os.getpid())])
     for end in ends:
-        subprocess.run(["ip", "link", "set", "dev", end.interface, "up"], check=True)
+        up = ["ip", "link", "set", "dev", end.interface, "up"]
+        done = subprocess.run(up, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabError(f"host: {' '.join(up)}: {done.stderr.strip()}")

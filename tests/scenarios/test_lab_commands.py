@@ -25,7 +25,7 @@ def test_list_shows_what_stands_and_from_which_file(write: Callable[[str], Path]
     with Lab.load(file) as lab:
         shown = {each["name"]: each for each in json.loads(ran("list", "-o", "json").stdout)}
         assert shown[name] == {"name": name, "state": "up", "running": 2, "nodes": 2, "file": str(file)}
-        lab.exec("b", ["pkill", "-x", "sleep"])
+        lab.exec("b", ["pkill", "-x", "sleep"], check=False)
         until(lambda: f"{name}  up" in ran("list").stdout and "1/2" in ran("list").stdout)
     assert name not in ran("list").stdout
 
@@ -95,6 +95,39 @@ def test_down_needs_no_sound_file(write: Callable[[str], Path], name: str) -> No
         assert "not YAML" in again.stderr
     finally:
         file.write_text(text)
+
+
+def test_down_ends_what_came_from_the_file_under_another_name(
+    write: Callable[[str], Path], name: str
+) -> None:
+    file = write("    a:\n")
+    assert ran("up", str(file)).returncode == 0
+    text = file.read_text()
+    file.write_text(text.replace(f"name: {name}", f"name: {name}-2"))
+    try:
+        assert ran("down", str(file)).stdout == f"lab {name}: down\n"
+    finally:
+        file.write_text(text)
+
+
+def test_a_lab_without_its_backplane_is_damaged_and_goes_down(
+    write: Callable[[str], Path], name: str
+) -> None:
+    file = write("    a:\n    b:\n  links: [{endpoints: ['a:eth1', 'b:eth1']}]\n")
+    with Lab.load(file) as lab:
+        lab.home.backplane().end()
+        shown = {each["name"]: each for each in json.loads(ran("list", "-o", "json").stdout)}
+        assert shown[name]["state"] == "damaged"
+        assert "its backplane is gone; take the lab down" in ran("up", str(file)).stderr
+
+
+def test_an_unknown_user_is_named(write: Callable[[str], Path]) -> None:
+    file = write("    a: {user: nobody-of-this-name}\n")
+    with Lab.load(file):
+        done = ran("exec", str(file), "a", "true")
+        assert done.returncode == 1
+        assert "user nobody-of-this-name does not exist here" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_names_may_be_as_long_as_a_host_name_and_a_path_allow(

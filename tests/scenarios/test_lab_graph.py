@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fabric.lab import faults, graph
+from fabric.lab import faults, graph, survey
 from fabric.lab.lab import Lab
 from tests.scenarios import triangle
 from tests.scenarios.labs import ran, until
@@ -24,13 +24,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def found(lab: Lab) -> dict[tuple[str, str], graph.Line]:
-    seen = graph.ask(lab)
+    seen = survey.ask(lab)
     assert seen
     return {(line.a, line.b): line for line in graph.lines(lab.topology, seen)}
 
 
 def test_sessions_prefixes_and_faults_are_seen(lab: Lab) -> None:
-    seen = graph.ask(lab)
+    seen = survey.ask(lab)
     assert seen
     assert graph.originated(seen) == {"r1": [str(triangle.P1)], "r2": [str(triangle.P2)]}
     between = found(lab)
@@ -42,14 +42,14 @@ def test_sessions_prefixes_and_faults_are_seen(lab: Lab) -> None:
     faults.cut(lab, triangle.DIRECT)
     until(lambda: "Established" not in found(lab)["r1", "r2"].states)
     assert found(lab)["r1", "r3"].colour == graph.UP
-    cut = graph.dot(lab.topology, graph.ask(lab))
+    cut = graph.dot(lab.topology, survey.ask(lab))
     (line,) = [line for line in cut.splitlines() if line.startswith("\tr1 -- r2")]
     assert "no carrier" in line
     assert graph.DOWN in line
 
     faults.power_off(lab, "r3")
     until(lambda: "Established" not in found(lab)["r2", "r3"].states)
-    dead = graph.dot(lab.topology, graph.ask(lab))
+    dead = graph.dot(lab.topology, survey.ask(lab))
     (vertex,) = [line for line in dead.splitlines() if line.startswith("\tr3 [")]
     assert "BROKEN" in vertex
     assert "dashed" in vertex

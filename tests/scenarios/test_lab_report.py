@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,176 @@ from fabric.errors import LabError
 from fabric.lab import faults, routers
 from fabric.lab.expect import Endpoint
 from fabric.lab.lab import Lab
-from fabric.lab.measure import measure
+from fabric.lab.measure import PORT, measure
 from fabric.lab.node import Process
-from fabric.lab.report import Flow, Report, as_json
+from fabric.lab.report import Flow, Report
+from fabric.lab.report_forms import as_json
 from tests.scenarios import triangle
 from tests.scenarios.labs import Trace, until
 
-pytestmark = pytest.mark.alone
-
 RUNS = 3  # attempts at a valid measurement
+# What is measured to 10 ms needs the machine for itself; that something ends or is refused does not.
+alone = pytest.mark.alone
+
+
+def mend(lab: Lab) -> None:
+    with lab.locked():
+        faults.restore(lab, lambda _: None)
+
+
+def named(flows: tuple[Flow, ...], wanted: Callable[[Flow], object]) -> set[tuple[str, str]]:
+    return {(flow.source, flow.target) for flow in flows if wanted(flow)}
+
+
+# A fault of each kind, and its mending
+
+# a is between all others: b is cut off cleanly, c silently, d is powered off, and e is beside all that.
+STAR = """\
+    a:
+      exec:
+        - sysctl -qw net.ipv4.ip_forward=1
+        - ip address replace 10.0.1.1/24 dev b
+        - ip address replace 2001:db8::1/64 dev b nodad
+        - ip address replace 10.0.2.1/24 dev c
+        - ip address replace 10.0.3.1/24 dev d
+        - ip address replace 10.0.4.1/24 dev inner
+        - ip address replace 10.0.5.1/24 dev e
+    b:
+      exec:
+        - ip address replace 10.0.1.2/24 dev eth1
+        - ip address replace 2001:db8::2/64 dev eth1 nodad
+        - ip route replace default via 10.0.1.1
+    c: {exec: [ip address replace 10.0.2.2/24 dev eth1, ip route replace default via 10.0.2.1]}
+    d:
+      exec:
+        - ip address replace 10.0.3.2/24 dev eth1
+        - ip route replace default via 10.0.3.1
+        - ip netns add inner
+        - ip link set eth2 netns inner
+        - ip -n inner address add 10.0.4.2/24 dev eth2
+        - ip -n inner link set eth2 up
+        - ip -n inner route add default via 10.0.4.1
+    e: {exec: [ip address replace 10.0.5.2/24 dev eth1, ip route replace default via 10.0.5.1]}
+  links:
+    - endpoints: ["a:b", "b:eth1"]
+    - endpoints: ["a:c", "c:eth1"]
+    - endpoints: ["a:d", "d:eth1"]
+    - endpoints: ["a:inner", "d:eth2"]
+    - endpoints: ["a:e", "e:eth1"]
+"""
+ONE_FAMILY, OTHER_FAMILY = ("a", "b", "c", "d", "inner", "e"), ("a6", "b6")
+POINTS = [
+    *(Endpoint(name, name, family=4) for name in ("a", "b", "c", "d", "e")),
+    *(Endpoint("a6", "a", family=6), Endpoint("b6", "b", family=6), Endpoint("inner", "d", "inner")),
+]
+ALL = {(x, y) for family in (ONE_FAMILY, OTHER_FAMILY) for x in family for y in family if x != y}
+
+
+def touching(*names: str) -> set[tuple[str, str]]:
+    return {pair for pair in ALL if not {*names}.isdisjoint(pair)}
+
+
+OF_D = touching("d", "inner")
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was measured, one after the other: d is powered off, b and c are cut off, all is mended."""
+
+    off: Report
+    cut: Report
+    mended: Report
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    file = tmp_path_factory.mktemp("star") / "star.clab.yml"
+    defaults = "{kind: linux, image: alpine, network-mode: none}"
+    file.write_text(f"name: star-{os.getpid()}\ntopology:\n  defaults: {defaults}\n  nodes:\n{STAR}")
+    with Lab.load(file) as lab:
+        for _ in range(RUNS):
+            told = tell(lab)
+            invalid = [report.invalid for report in (told.off, told.cut, told.mended) if not report.valid]
+            if not invalid:
+                yield told
+                return
+        pytest.fail(f"no valid run in {RUNS}: {invalid}")
+
+
+def tell(lab: Lab) -> Story:
+    def off() -> str:
+        return faults.power_off(lab, "d")
+
+    def cut() -> str:
+        return " ".join([faults.cut(lab, "a:b-b:eth1"), faults.cut(lab, "a:c-c:eth1", silent=True)])
+
+    def restore() -> str:
+        done = " ".join(faults.restore(lab, lambda _: None))
+        lab.exec("e", ["sleep", "1.5"])  # another node's startup-delay would take as long
+        return done
+
+    return Story(
+        off=measure(lab, POINTS, off, settle=0.5, limit=10),
+        cut=measure(lab, POINTS, cut, settle=0.5, limit=1),
+        mended=measure(lab, POINTS, restore, mends=True, settle=0.5, limit=10),
+    )
+
+
+@alone
+@pytest.mark.parametrize("cut_off", [["b", "a6", "b6"], ["c"]], ids=["clean", "silent"])
+def test_a_cut_costs_every_flow_over_it(story: Story, cut_off: list[str]) -> None:
+    over = [flow for flow in story.cut.flows if not {flow.source, flow.target}.isdisjoint(cut_off)]
+    assert named(tuple(over), lambda flow: True) == touching(*cut_off) - OF_D
+    for flow in over:
+        (gap,) = flow.gaps
+        assert flow.ran_before
+        assert 0 <= gap.begin <= story.cut.took + 20
+        assert gap.end == pytest.approx(story.cut.until, abs=10)
+        assert flow.outage == 10 * flow.lost
+
+
+@alone
+def test_a_cut_costs_no_other_flow(story: Story) -> None:
+    assert named(story.cut.flows, lambda flow: flow.ran_before) == ALL - OF_D
+    assert named(story.cut.flows, lambda flow: not flow.lost) == {("a", "e"), ("e", "a")}
+    assert named(story.cut.flows, lambda flow: flow.back) == {("a", "e"), ("e", "a")}
+    assert [flow.lost for flow in story.cut.control] == [0, 0]
+    assert not story.cut.settled
+    worst = as_json(story.cut)["worst"]
+    assert (worst["from"], worst["to"]) in touching("b", "c", "b6") - OF_D
+
+
+@alone
+def test_a_node_that_ends_is_not_waited_for_and_what_it_saw_until_then_is_known(story: Story) -> None:
+    assert story.off.settled
+    assert named(story.off.flows, lambda flow: flow.ran_before) == ALL
+    assert named(story.off.flows, lambda flow: flow.gaps) == OF_D
+    for flow in story.off.flows:
+        if flow.gaps:
+            (gap,) = flow.gaps
+            assert 0 <= gap.begin <= story.off.took + 20
+            assert not flow.back
+
+
+@alone
+def test_mending_brings_all_back(story: Story) -> None:
+    assert story.mended.settled
+    assert named(story.mended.flows, lambda flow: flow.ran_before) == {("a", "e"), ("e", "a")}
+    assert named(story.mended.flows, lambda flow: flow.back) == ALL
+    for flow in story.mended.flows:
+        assert flow.ran_before or flow.outages[-1].end > 0
+    came = {route.prefix for route in story.mended.routes if route.node == "d" and route.back}
+    assert came == {"0.0.0.0/0", "10.0.3.0/24"}
+
+
+@alone
+def test_what_was_lost_ends_when_it_is_mended_though_the_act_goes_on(story: Story) -> None:
+    back = [flow.outages[-1].end for flow in story.mended.flows if not flow.ran_before]
+    assert max(back) < story.mended.took - 700
+
+
+# What a measurement does besides
+
 PAIR = """\
     a:
       exec:
@@ -55,8 +218,6 @@ ENDS = [
     Endpoint("b6", "b", family=6),
     Endpoint("inner", "b", "inner"),
 ]
-OVER_THE_CUT = {("a", "b"), ("b", "a"), ("a6", "b6"), ("b6", "a6"), ("b", "inner"), ("inner", "b")}
-BESIDE_IT = {("a", "inner"), ("inner", "a")}
 
 
 @pytest.fixture
@@ -65,97 +226,51 @@ def lab(write: Callable[[str], Path]) -> Iterator[Lab]:
         yield lab
 
 
-def mend(lab: Lab) -> None:
-    with lab.locked():
-        faults.restore(lab, lambda _: None)
-
-
-def valid(lab: Lab, run: Callable[[], Report], undo: Callable[[], object]) -> Report:
-    """Return a report of a run whose control flow had no gap."""
-    for _ in range(RUNS):
-        report = run()
-        if report.valid:
-            return report
-        undo()
-    pytest.fail(f"no valid run in {RUNS}: {report.invalid}")
-
-
-def named(flows: tuple[Flow, ...], wanted: Callable[[Flow], object]) -> set[tuple[str, str]]:
-    return {(flow.source, flow.target) for flow in flows if wanted(flow)}
-
-
-@pytest.mark.parametrize("silent", [False, True], ids=["clean", "silent"])
-def test_a_cut_costs_the_flows_over_it_and_no_other_and_mending_brings_them_back(
-    lab: Lab, silent: bool
-) -> None:
-    def cut() -> str:
-        return faults.cut(lab, CUT, silent=silent)
-
-    def restore() -> str:
-        return " ".join(faults.restore(lab, lambda _: None))
-
-    broken = valid(lab, lambda: measure(lab, ENDS, cut, settle=0.5, limit=1), lambda: mend(lab))
-    assert named(broken.flows, lambda flow: flow.ran_before) == OVER_THE_CUT | BESIDE_IT
-    assert named(broken.flows, lambda flow: flow.lost) == OVER_THE_CUT
-    assert named(broken.flows, lambda flow: flow.back) == BESIDE_IT
-    for flow in broken.flows:
-        if flow.lost:
-            (gap,) = flow.gaps
-            assert 0 <= gap.begin <= broken.took + 20
-            assert gap.end == pytest.approx(broken.until, abs=10)
-            assert flow.outage == 10 * flow.lost
-    assert not broken.settled
-    assert [flow.lost for flow in broken.control] == [0, 0]
-    assert as_json(broken)["worst"] in [{"from": a, "to": b} for a, b in OVER_THE_CUT]
-
-    mended = measure(lab, ENDS, restore, mends=True, settle=0.5, limit=10)
-    assert mended.settled
-    assert named(mended.flows, lambda flow: flow.ran_before) == BESIDE_IT
-    assert named(mended.flows, lambda flow: flow.back) == OVER_THE_CUT | BESIDE_IT
-
-
-def test_a_node_that_ends_and_comes_back(lab: Lab) -> None:
-    """What it sent and saw until then is known, and its endpoints are found again when it is up."""
-
-    def off() -> str:
-        return faults.power_off(lab, "b")
-
-    def restore() -> str:
-        return " ".join(faults.restore(lab, lambda _: None))
-
-    broken = valid(lab, lambda: measure(lab, ENDS, off, settle=0.5, limit=10), lambda: mend(lab))
-    assert broken.settled, "nothing is waited for that cannot come back"
-    for flow in broken.flows:
-        (gap,) = flow.gaps
-        assert flow.ran_before
-        assert 0 <= gap.begin <= broken.took + 20
-        assert not flow.back
-    # Where its endpoints are cannot be asked before it is up.
-    mended = measure(lab, ENDS, restore, mends=True, settle=0.5, limit=10)
-    assert mended.settled
-    assert named(mended.flows, lambda flow: flow.back) == OVER_THE_CUT | BESIDE_IT
-    for flow in mended.flows:
-        assert 0 < flow.outages[-1].end <= mended.took + 1000
-    came = {route.prefix: route.back for route in mended.routes if route.node == "b"}
-    assert came.keys() == {"192.0.2.0/24", "198.51.100.0/24", "2001:db8::/64"}
-
-
 def test_where_nothing_runs_nothing_is_broken(lab: Lab) -> None:
-    lab.exec("a", ["ip", "link", "set", "eth1", "down"])
+    faults.cut(lab, CUT)
     with pytest.raises(LabError, match="none of the 2 flows among its endpoints runs; nothing was done"):
         measure(lab, ENDS[:2], lambda: pytest.fail("it was broken"))
 
 
-def test_a_failing_act_is_told_and_nothing_of_the_measurement_is_left(lab: Lab) -> None:
-    trace, links = Trace(lab.name), host_links()
+def test_between_fewer_than_two_endpoints_nothing_is_measured_and_nothing_done(tmp_path: Path) -> None:
+    file = tmp_path / "x.clab.yml"
+    file.write_text("name: x\ntopology: {nodes: {a: {kind: linux, image: alpine}}}\n")
+    with pytest.raises(LabError, match=r"nothing was done; name two .* in `endpoints:` of .*x\.verify\.yml"):
+        measure(Lab.load(file), ENDS[:1], lambda: pytest.fail("it was broken"), mends=True)
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(lab: Lab) -> None:
+    script = (
+        "import socket\n"
+        "taken = socket.socket(type=socket.SOCK_DGRAM)\n"
+        f"taken.bind(('192.0.2.1', {PORT}))\n"
+        "print('bound', flush=True)\n"
+        "input()\n"
+    )
+    pipe = subprocess.PIPE
+    with lab.popen("a", [sys.executable, "-c", script], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "bound\n"
+        why = f"endpoint a: its traffic ended with status 1: UDP port {PORT} of 192.0.2.1: Address already in use;"
+        with pytest.raises(LabError, match=why):
+            measure(lab, ENDS[:2], lambda: pytest.fail("it was broken"))
+
+
+@pytest.mark.parametrize("error", [LabError("it would not break"), KeyboardInterrupt()], ids=repr)
+def test_what_ends_the_act_is_told_and_nothing_of_the_measurement_is_left(
+    lab: Lab, error: BaseException
+) -> None:
+    trace, links, threads = Trace(lab.name), host_links(), threading.active_count()
 
     def act() -> str:
         assert len(traffic_of(os.getpid())) == len(ENDS) + 2
         assert host_links() == links
-        raise LabError("it would not break")
+        raise error
 
-    with pytest.raises(LabError, match="it would not break"):
+    with pytest.raises(type(error)) as raised:
         measure(lab, ENDS, act)
+    assert raised.value is error
+    assert threading.active_count() == threads
     assert traffic_of(os.getpid()) == []
     lab.down()
     trace.assert_nothing_left()
@@ -219,6 +334,9 @@ def test_a_machine_that_is_too_busy_makes_the_run_invalid(lab: Lab) -> None:
     assert "the control flow, on a veth that nothing touches, has gaps of up to" in report.invalid
 
 
+# Routes
+
+
 @pytest.fixture(scope="module")
 def routed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with triangle.up(tmp_path_factory.mktemp("triangle"), f"report-{os.getpid()}") as lab:
@@ -228,16 +346,27 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 HOSTS = [Endpoint("h1", "h1"), Endpoint("h2", "h2")]
 
 
+def whole(lab: Lab) -> str:
+    mend(lab)
+    until(lambda: triangle.converged(lab))
+    return "mended, and converged"
+
+
+def cost(lab: Lab, *, silent: bool) -> Report:
+    """Return the report of a cut of the direct link whose control flow had no gap."""
+    for _ in range(RUNS):
+        whole(lab)
+        report = measure(
+            lab, HOSTS, lambda: faults.cut(lab, triangle.DIRECT, silent=silent), limit=20, settle=0.5
+        )
+        if report.valid:
+            return report
+    pytest.fail(f"no valid run in {RUNS}: {report.invalid}")
+
+
+@alone
 def test_routes_that_move_are_told_with_the_loss(routed: Lab) -> None:
-    def cut() -> str:
-        return faults.cut(routed, triangle.DIRECT)
-
-    def undo() -> str:
-        mend(routed)
-        until(lambda: triangle.converged(routed))
-        return "mended, and converged"
-
-    broken = valid(routed, lambda: measure(routed, HOSTS, cut, settle=1, limit=20), undo)
+    broken = cost(routed, silent=False)
     told = {(route.node, route.prefix): route for route in broken.routes}
     moved = [told["r1", str(triangle.P2)], told["r2", str(triangle.P1)]]
     assert [(route.before, route.changes[-1].next_hops) for route in moved] == [
@@ -259,22 +388,15 @@ def test_routes_that_move_are_told_with_the_loss(routed: Lab) -> None:
             if route.node == router:
                 assert table.get(route.prefix, frozenset()) == set(route.changes[-1].next_hops)
 
-    mended = measure(routed, HOSTS, undo, mends=True, settle=0.5, limit=10)
+    mended = measure(routed, HOSTS, lambda: whole(routed), mends=True, settle=0.5, limit=10)
     assert mended.settled
     changed = {(route.node, route.prefix) for route in mended.routes if route.changed}
     assert changed >= {("r1", str(triangle.P2)), ("r2", str(triangle.P1))}
 
 
+@alone
 def test_a_silent_cut_is_found_by_the_hold_timer_and_costs_that_much(routed: Lab) -> None:
-    def cut() -> str:
-        return faults.cut(routed, triangle.DIRECT, silent=True)
-
-    def undo() -> None:
-        mend(routed)
-        until(lambda: triangle.converged(routed))
-
-    broken = valid(routed, lambda: measure(routed, HOSTS, cut, settle=1, limit=20), undo)
+    broken = cost(routed, silent=True)
     assert broken.settled
     for flow in broken.flows:
         assert 1500 <= flow.longest <= 4500, "the timers are 1 and 3 seconds"
-    undo()

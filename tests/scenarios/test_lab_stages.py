@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from fabric.errors import LabError
 from fabric.lab.lab import Lab
-from tests.scenarios.labs import Trace, cli, recorded, until
+from tests.scenarios.labs import Trace, cli, until
 
 
 def test_a_node_waits_until_another_has_ended_its_stage(write: Callable[[str], Path], tmp_path: Path) -> None:
@@ -58,17 +59,29 @@ def test_commands_of_a_stage_run_in_the_node_or_on_the_host(
 
 @pytest.mark.parametrize("target", ["container", "host"])
 def test_a_failing_command_of_a_stage_takes_the_lab_down_and_is_shown(
-    target: str, write: Callable[[str], Path], name: str
+    target: str, write: Callable[[str], Path]
 ) -> None:
     command = f"{{command: \"sh -c 'echo why >&2; exit 3'\", target: {target}, phase: on-enter}}"
     file = write(f"    a:\n    b: {{stages: {{configure: {{exec: [{command}]}}}}}}\n")
-    seen: list[int] = []
     with pytest.raises(LabError) as failure:
-        Lab.load(file).up(lambda _: seen.append(len(recorded(name))))
+        Lab.load(file).up()
     message = str(failure.value)
     assert 'node b: stage configure: "sh -c echo why >&2; exit 3": exit status 3' in message.replace("'", '"')
     assert "\n    why\n" in message
     assert "was taken down" in message
+
+
+def test_an_interrupt_ends_a_command_on_the_host_and_what_it_started(
+    write: Callable[[str], Path], name: str
+) -> None:
+    command = f"{{command: \"sh -c 'sleep 611; true # {name}'\", target: host, phase: on-enter}}"
+    with cli("up", str(write(f"    a: {{stages: {{configure: {{exec: [{command}]}}}}}}\n"))) as process:
+        until(lambda: subprocess.run(["pgrep", "-f", "^sleep 611"], capture_output=True, check=False).stdout)
+        process.terminate()
+        assert process.wait(10) == 130
+        assert process.stderr
+        assert f"lab {name}: interrupted; it was taken down" in process.stderr.read()
+    assert not subprocess.run(["pgrep", "-f", "^sleep 611"], capture_output=True, check=False).stdout
 
 
 def test_an_interrupt_while_nodes_wait_for_each_other_leaves_nothing(
@@ -79,7 +92,7 @@ def test_an_interrupt_while_nodes_wait_for_each_other_leaves_nothing(
     )
     with cli("up", str(write(slow))) as process:
         assert process.stderr
-        assert any("node a: waiting for it to run" in line for line in process.stderr)
+        assert any("node b: waiting for a (configure) before create" in line for line in process.stderr)
         trace = Trace(name)
         process.terminate()
         assert process.wait(20) != 0

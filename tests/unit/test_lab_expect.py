@@ -22,14 +22,14 @@ from fabric.lab.expect import (
     load,
     resolve,
 )
-from fabric.lab.profiles import profile_of
+from fabric.lab.profiles import builtin
 from fabric.lab.topology import Node, Topology
 
 FILE = Path("rack.verify.yml")
 
 
 def node(name: str, image: str) -> Node:
-    return Node(name=name, image=image, profile=profile_of(image))
+    return Node(name=name, image=image, profile=builtin().of(image))
 
 
 RACK = Topology(

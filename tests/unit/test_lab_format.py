@@ -134,7 +134,7 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
     """Draw a file that says a bit of everything, all of it sound."""
     number = count(1)
     networks = draw(st.lists(st.sampled_from(["mgmt", "none", "host", "container"]), min_size=1, max_size=3))
-    nodes: dict[str, Any] = {"first": None, "second": {"network-mode": "none"}}
+    nodes: dict[str, Any] = {"first": None, "second": {"network-mode": "none", "restart-policy": "no"}}
     for i, network in enumerate(networks):
         fields: dict[str, Any] = draw(INHERITABLE)
         if network == "host":
@@ -148,7 +148,8 @@ def files(draw: st.DrawFn) -> dict[str, Any]:
             fields["group"] = draw(st.sampled_from(["leaf", "only-a-label"]))
         if i and draw(st.booleans()):
             create = fields.setdefault("stages", {}).setdefault("create", {})
-            create["wait-for"] = [{"node": "first", "stage": draw(st.sampled_from(["create", "exit"]))}]
+            node, stage = draw(st.sampled_from([("first", "create"), ("second", "exit")]))
+            create["wait-for"] = [{"node": node, "stage": stage}]
         nodes[f"n-{i}.x"] = fields
     joined = [
         "first",

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fabric.lab.graph import Interface, Line, Seen, dot, lines, originated, read_interfaces
-from fabric.lab.profiles import profile_of
+from fabric.lab.graph import Line, dot, lines, originated
+from fabric.lab.profiles import builtin
 from fabric.lab.routers import Session, Table
+from fabric.lab.survey import Interface, Seen, read_interfaces, runs_etcd
 from fabric.lab.topology import HOST, MGMT, Endpoint, Link, Node, Topology
 
 GOLDEN = Path(__file__).with_name("golden") / "graph"
@@ -23,7 +24,7 @@ def node(name: str, image: str, *addresses: str, network: str = "none", cmd: str
         network=network,
         addresses=tuple(map(ip_interface, addresses)),
         cmd=tuple(cmd.split()),
-        profile=profile_of(image),
+        profile=builtin().of(image),
     )
 
 
@@ -198,6 +199,19 @@ def test_interfaces_are_read_with_their_addresses_and_carrier() -> None:
         interface("lo"),
         interface("eth1", "10.1.1.2/24", "fe80::1/64", carrier=False),
     )
+
+
+@pytest.mark.parametrize(
+    ("image", "cmd", "want"),
+    [
+        ("quay.io/coreos/etcd:v3.5.9", "", True),
+        (OURS, "/usr/bin/etcd --name etcd", True),
+        (OURS, "", False),
+        ("alpine", "sleep 1", False),
+    ],
+)
+def test_a_node_is_a_store_by_what_it_runs(image: str, cmd: str, want: bool) -> None:
+    assert runs_etcd(node("x", image, cmd=cmd)) is want
 
 
 def test_without_graphviz_its_package_is_named() -> None:

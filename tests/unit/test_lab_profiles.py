@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import ConfigError
-from fabric.lab.profiles import BESIDE, Profile, Save, beside, builtin, profile_of, repository
+from fabric.lab.profiles import BESIDE, Profile, Save, beside, builtin, repository
 from fabric.lab.topology import Node
 
 
@@ -42,7 +42,7 @@ def test_repository(image: str, want: str) -> None:
     ],
 )
 def test_common_images_have_a_profile(image: str, want: str | None) -> None:
-    profile = profile_of(image)
+    profile = builtin().of(image)
     assert (profile and profile.name) == want
     assert builtin().refusal("linux", image) == ""
 
@@ -69,7 +69,7 @@ def test_entrypoint_and_cmd_go_together_as_in_docker(
         image,
         entrypoint=tuple(entrypoint.split()),
         cmd=tuple(cmd.split()),
-        profile=profile_of(image),
+        profile=builtin().of(image),
     )
     assert " ".join(node.command) == want
 
@@ -163,6 +163,20 @@ def test_an_image_that_a_user_lists_is_not_refused(tmp_path: Path) -> None:
         (
             "profiles: {x: {images: [a], save: {file: f, command: [c], x: y}}}",
             "1: profiles.x.save.x: is no field here; remove it",
+        ),
+        *(
+            (f"profiles: {{x: {{images: [a], {fields}}}}}", f"1: profiles.x.{place}: {why}")
+            for fields, place, why in (
+                ("scratch: [/run/../x]", "scratch.0", '"/run/../x": write it from / on, without ".."'),
+                ("config: etc/x", "config", '"etc/x": write it from / on'),
+                ("files: {/etc/../x: y}", "files./etc/../x", '"/etc/../x": write it from / on'),
+                (
+                    "sysctls: {kernel.panic: '1'}",
+                    "sysctls.kernel.panic",
+                    "would change the host, not the node",
+                ),
+                ("sysctls: {net/../x: '1'}", "sysctls.net/../x", "is no name of a sysctl"),
+            )
         ),
         ("refused: [{images: [a]}]", "1: refused.0.why: is required"),
         ("x: [", "1: not YAML"),

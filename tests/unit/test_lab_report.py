@@ -15,12 +15,10 @@ from fabric.lab.report import (
     Report,
     Route,
     Window,
-    as_json,
     flow,
-    flow_rows,
-    route_rows,
     routes,
 )
+from fabric.lab.report_forms import as_json, flow_rows, route_rows
 from fabric.lab.traffic import EVERY
 
 EPOCH = 1_800_000_000 * 10**9

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.lab.profiles import profile_of
+from fabric.lab.profiles import builtin
 from fabric.lab.routers import (
     ADAPTERS,
     Session,
@@ -176,4 +176,4 @@ def test_a_peer_of_two_families_is_one_session() -> None:
     ],
 )
 def test_which_images_can_be_asked(image: str, want: bool) -> None:
-    assert speaks_bgp(Node(name="x", image=image, profile=profile_of(image))) is want
+    assert speaks_bgp(Node(name="x", image=image, profile=builtin().of(image))) is want

@@ -1,5 +1,6 @@
 """Reading what a person wrote: the text stays the text, every value knows its line, nothing grows without bound."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +79,12 @@ def test_merge_keys_give_what_the_mapping_does_not_have() -> None:
         pytest.param("a: &a [*a]", "alias *a has no anchor before it", id="alias of itself"),
         pytest.param("a: \x01", "control characters are not allowed", id="control character"),
         pytest.param("[" * (MAX_DEPTH + 2), f"nested more than {MAX_DEPTH} deep", id="depth"),
-        pytest.param("[" * 100_000, "exceeded maximum nesting depth", id="depth beyond any stack"),
+        *(
+            pytest.param(
+                "[" * depth, f"x.yml:1: not YAML: nested more than {MAX_DEPTH} deep", id=f"{depth} deep"
+            )
+            for depth in (1001, 100_000)
+        ),
         pytest.param(
             "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)),
             "values once its aliases are expanded",
@@ -108,6 +114,13 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes | None, want: str, t
     with pytest.raises(ConfigError) as refusal:
         read(tmp_path / "x.yml", what="a lab")
     assert str(refusal.value) == f"{tmp_path / 'x.yml'}: {want}"
+
+
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ConfigError, match=f"^{path}: is no regular file; name a lab$"):
+            read(path, what="a lab")
 
 
 class Inner(BaseModel):

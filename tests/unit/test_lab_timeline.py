@@ -90,15 +90,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         write_svg(report(), tmp_path / "nowhere" / "timeline.svg")
 
 
-def test_without_matplotlib_the_extra_is_named() -> None:
+def test_without_matplotlib_the_extra_is_named_before_there_is_anything_to_draw() -> None:
     script = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path\n"
+        "import sys\n"
         "from fabric.errors import LabError\n"
-        "from fabric.lab.report import Report\n"
-        "from fabric.lab.timeline import write_svg\n"
-        "try: write_svg(Report('cut', 0.0, 0.0, 0.0, True, (), (), ()), Path('x'))\n"
+        "from fabric.lab.timeline import check\n"
+        "check()\n"
+        "sys.modules['matplotlib'] = sys.modules['matplotlib.figure'] = None\n"
+        "try: check()\n"
         "except LabError as err: print(err)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "pip install 'fabricctl[plots]'" in done.stdout
+    assert "nothing was done; install it: pip install 'fabricctl[plots]'" in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from fabric.errors import ConfigError
-from fabric.lab.profiles import BESIDE, profile_of
+from fabric.lab.profiles import BESIDE, builtin
 from fabric.lab.topology import (
     Bind,
     Endpoint,
@@ -70,7 +70,7 @@ def test_a_node_inherits_from_its_group_its_kind_and_the_defaults() -> None:
         network="none",
         labels={"x": "kind", "y": "kind"},
         sysctls={"net.ipv4.ip_forward": "1"},
-        profile=profile_of("alpine"),
+        profile=builtin().of("alpine"),
     )
     assert parse(text, FILE) == Topology(
         "rack",
@@ -84,7 +84,7 @@ def test_a_node_inherits_from_its_group_its_kind_and_the_defaults() -> None:
                 cpu=2.0,
                 network="host",
                 labels={"x": "kind", "y": "group"},
-                profile=profile_of("pierky/bird"),
+                profile=builtin().of("pierky/bird"),
             ),
             replace(
                 plain, name="b", cmd=("sleep", "infinity"), memory=2**30, restart="on-failure", user="65534"
@@ -212,7 +212,7 @@ def test_kind_frr_starts_the_daemons_that_the_topology_names_and_forwards() -> N
 """)
     a, b = parse(text, FILE).nodes
     assert (a.kind, a.daemons, a.restart) == ("frr", ("ospfd", "bfdd"), "no")
-    assert a.profile == profile_of("frrouting/frr")
+    assert a.profile == builtin().of("frrouting/frr")
     assert a.files["/etc/frr/daemons"] == "ospfd=yes\nbfdd=yes\n"
     assert a.sysctls == {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
     assert (b.kind, b.daemons) == ("frr", ("all",))
@@ -289,6 +289,18 @@ def test_no_limit_is_none() -> None:
     assert one(alone("env: {}")).memory is None
 
 
+@pytest.mark.parametrize(
+    "key", ["net.ipv4.conf.all.rp_filter", "net/ipv4/conf/eth0.1/forwarding", "kernel.shmmax"]
+)
+def test_a_sysctl_of_the_node_is_taken_in_both_spellings(key: str) -> None:
+    assert one(alone(f"sysctls: {{{key}: 1}}")).sysctls[key] == "1"
+
+
+def test_a_sysctl_that_is_not_of_the_network_is_the_nodes_own_also_on_the_host() -> None:
+    fields = "kind: linux, image: alpine, network-mode: host, sysctls: {kernel.shmmax: 1}"
+    assert one(rack(f"  nodes: {{a: {{{fields}}}}}\n")).sysctls == {"kernel.shmmax": "1"}
+
+
 # Stages
 
 
@@ -305,7 +317,7 @@ def test_stages_add_up_from_the_defaults_to_the_node_in_both_forms() -> None:
           wait-for: [{node: z, stage: healthy}, {node: y, stage: exit}]
           exec: [{command: echo host, target: host}, {command: echo made, phase: on-exit}]
         configure: {exec: {on-enter: [echo 2], on-exit: [echo __clabNodeName__]}}
-    y: {group: g}
+    y: {group: g, cmd: 'true', restart-policy: "no"}
     z:
 """)
     a, y, z = parse(text, FILE).nodes
@@ -386,14 +398,14 @@ def test_every_form_of_link_joins_two_ends_the_hosts_last() -> None:
   links:
     - {endpoints: ["a:eth1", "b:eth0"], ipv4: [10.0.0.1/30, 10.0.0.2/30], ipv6: ["", "fd00::2/64"]}
     - {endpoints: ["host:h1", "a:eth2"], mtu: 1500, ipv4: ["", 10.1.0.1/24]}
-    - endpoints: ["a:eth3", "mgmt-net:m1"]
+    - endpoints: ["a:eth3", "mgmt-net:lab1"]
     - type: veth
       endpoints:
         - {node: a, interface: eth4, mac: AA-00-00-00-00-01, ipv4: 10.2.0.1/24}
         - {node: b, interface: eth1, ipv6: "fd02::1/64", vars: {x: y}}
       labels: {x: y}
     - {type: host, host-interface: h2, endpoint: {node: b, interface: eth2}}
-    - {type: mgmt-net, host-interface: m2, endpoint: {node: b, interface: eth3}, mtu: 9000}
+    - {type: mgmt-net, host-interface: lab2, endpoint: {node: b, interface: eth3}, mtu: 9000}
 """)
 
     def end(text: str, *given: str, mac: str = "") -> Endpoint:
@@ -403,10 +415,10 @@ def test_every_form_of_link_joins_two_ends_the_hosts_last() -> None:
     assert parse(text, FILE).links == (
         Link(end("a:eth1", "10.0.0.1/30"), end("b:eth0", "10.0.0.2/30", "fd00::2/64"), 9500),
         Link(end("a:eth2", "10.1.0.1/24"), end("host:h1"), 1500),
-        Link(end("a:eth3"), end("mgmt-net:m1"), 9500),
+        Link(end("a:eth3"), end("mgmt-net:lab1"), 9500),
         Link(end("a:eth4", "10.2.0.1/24", mac="aa:00:00:00:00:01"), end("b:eth1", "fd02::1/64"), 9500),
         Link(end("b:eth2"), end("host:h2"), 9500),
-        Link(end("b:eth3"), end("mgmt-net:m2"), 9000),
+        Link(end("b:eth3"), end("mgmt-net:lab2"), 9000),
     )
 
 
@@ -530,8 +542,23 @@ AT_A, AT_B = "6: topology.nodes.a.", "7: topology.nodes.b."
         ),
         pytest.param(
             nodes("image: pierky/bird, startup-config: /etc"),
-            AT_A + "startup-config: /etc: Is a directory",
+            AT_A + "startup-config: /etc: is no regular file; name a configuration",
             id="startup-config that is a directory",
+        ),
+        pytest.param(
+            nodes("image: pierky/bird, startup-config: /dev/zero"),
+            AT_A + "startup-config: /dev/zero: is no regular file",
+            id="startup-config without an end",
+        ),
+        pytest.param(
+            nodes("env-files: [/dev/zero]"),
+            AT_A + "env-files.0: /dev/zero: is no regular file; name a file of variables",
+            id="env-file without an end",
+        ),
+        pytest.param(
+            nodes("binds: ['/etc:/etc/../opt/x']"),
+            AT_A + 'binds.0: "/etc:/etc/../opt/x": write where it is to be without ".."',
+            id="bind beside where it seems to be",
         ),
         pytest.param(
             nodes("sysctls: {kernel.panic: 1}"),
@@ -542,6 +569,34 @@ AT_A, AT_B = "6: topology.nodes.a.", "7: topology.nodes.b."
             nodes("network-mode: host, sysctls: {net.ipv4.ip_forward: 1}"),
             AT_A + "sysctls.net.ipv4.ip_forward: would change the host",
             id="sysctl of the host's network",
+        ),
+        pytest.param(
+            nodes(
+                "network-mode: 'container:b', sysctls: {net.x: 1}",
+                "network-mode: 'container:c'",
+                "network-mode: host",
+            ),
+            AT_A + "sysctls.net.x: would change the host, whose network the node has; remove it",
+            id="sysctl of the host's network through others",
+        ),
+        pytest.param(
+            nodes("kind: frr, image: frrouting/frr, network-mode: host"),
+            AT_A
+            + "network-mode: kind frr makes its network forward, and this one is the host's; give it one",
+            id="kind frr in the host's network",
+        ),
+        pytest.param(
+            nodes("kind: frr, image: frrouting/frr, network-mode: 'container:b'", "network-mode: host"),
+            AT_A + "network-mode: kind frr makes its network forward",
+            id="kind frr in the host's network through another",
+        ),
+        *(
+            pytest.param(
+                nodes(f"sysctls: {{{key}: 1}}"),
+                f"{AT_A}sysctls.{key}: is no name of a sysctl; write it as sysctl(8) does",
+                id=key,
+            )
+            for key in ("net/../kernel/core_uses_pid", "net/./x", "net//x", "net..x", "net.ipv4/../../x")
         ),
         # Ports
         pytest.param(
@@ -662,8 +717,36 @@ AT_A, AT_B = "6: topology.nodes.a.", "7: topology.nodes.b."
         ),
         pytest.param(
             nodes("stages: {create: {exec: {on-enter: [id]}}}"),
-            AT_A + "stages.create: the node does not run then: give exec target: host",
+            AT_A
+            + "stages.create.exec: the node is not there yet on entering create; run it on-exit, or give",
             id="in a node that is not there yet",
+        ),
+        *(
+            pytest.param(
+                nodes(f"stages: {{exit: {{{fields}}}}}", ""),
+                AT_A + "stages.exit: nothing waits, or is run, at a node's end; only wait-for of others may",
+                id=f"{name} at the end",
+            )
+            for name, fields in (
+                ("host's command", "exec: [{command: id, target: host}]"),
+                ("command", "exec: {on-exit: [id]}"),
+                ("waiting", "wait-for: [{node: b, stage: create}]"),
+            )
+        ),
+        pytest.param(
+            nodes(WAIT.format("b", "exit"), "restart-policy: 'no'"),
+            AT_A + "stages.create.wait-for.0: node b has no foreground process whose end could be waited for;"
+            " give it a cmd, or wait for another stage of it",
+            id="for the end of what stands until it is taken down",
+        ),
+        *(
+            pytest.param(
+                nodes(WAIT.format("b", "exit"), f"cmd: x{policy}"),
+                AT_A + "stages.create.wait-for.0: node b never ends, being restarted always; give it"
+                ' restart-policy: "no" or on-failure',
+                id=f"for the end of what never ends{policy}",
+            )
+            for policy in ("", ", restart-policy: always", ", restart-policy: unless-stopped")
         ),
         # Links
         pytest.param(
@@ -685,6 +768,19 @@ AT_A, AT_B = "6: topology.nodes.a.", "7: topology.nodes.b."
             links("'a:e', 'host:x'", "'a:f', 'mgmt-net:x'"),
             "8: topology.links.1.endpoints.1: mgmt-net:x is an end of another link already",
             id="interface of the host twice",
+        ),
+        pytest.param(
+            links("'a:e', 'mgmt-net:x'", "'a:f', 'mgmt-net:x'"),
+            "8: topology.links.1.endpoints.1: mgmt-net:x is an end of another link already",
+            id="interface of the management network twice",
+        ),
+        *(
+            pytest.param(
+                links(f"'a:e', 'mgmt-net:{name}'"),
+                f"7: topology.links.0.endpoints.1: mgmt-net:{name}: the management network has an interface of",
+                id=f"{name} of the management network",
+            )
+            for name in ("mgmt", "m0", "m12", "w0a", "w10b")
         ),
         pytest.param(
             links("'a:eth0', 'b:eth0'"),

@@ -3,12 +3,13 @@
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from fabric.lab import leaks, probe
+from fabric.lab.addresses import usable
 from fabric.lab.asking import (
     Found,
     FoundLeaks,
@@ -39,6 +40,7 @@ from fabric.lab.expect import (
     Untranslated,
 )
 from fabric.lab.routers import Session
+from fabric.lab.topology import CONTAINER, Node, Topology
 from fabric.lab.verify import can_wait, judge, lasts, questions
 
 WEB, DB, OUTSIDE = (
@@ -323,3 +325,60 @@ def test_links_into_the_labs_namespaces_are_left_over_unless_asked_for() -> None
         {"ifname": "leaked", "link_netnsid": 7},
     ]
     assert leaks.links_into({7, 8}, shown, {"asked"}) == ["link leaked"]
+
+
+def member(node: str, pid: int, net: str, *sockets: str) -> leaks.Member:
+    return leaks.Member(node, pid, "python3", net, frozenset(sockets))
+
+
+def test_a_process_of_the_lab_in_the_hosts_network_is_left_over() -> None:
+    members = [member("a", 7, "net:[1]"), member("a", 8, "net:[2]"), member(".backplane", 9, "net:[1]")]
+    assert leaks.strays(members, "net:[1]") == [
+        "process 7 (python3) of a",
+        "process 9 (python3) of backplane",
+    ]
+
+
+def test_a_port_at_which_the_lab_listens_on_the_host_is_left_over_unless_it_is_published() -> None:
+    listening = {"11": ("tcp", 80), "12": ("udp", 80), "13": ("tcp", 22)}
+    members = [member(".backplane", 9, "net:[2]", "11", "12", "99"), member("a", 7, "net:[2]", "11")]
+    assert leaks.ports_beyond({("tcp", 80)}, listening, members) == [
+        "udp port 80 of process 9 (python3) of backplane"
+    ]
+    assert leaks.ports_beyond({("tcp", 80), ("udp", 80)}, listening, members) == []
+
+
+# Addresses
+
+SHOWN = """[
+  {"ifname": "eth0", "addr_info": [{"local": "172.20.20.2"}, {"local": "3fff:172:20:20::2"}]},
+  {"ifname": "eth1", "addr_info": [{"local": "fd00::1"}, {}, {"local": "fd00::2", "tentative": true}]},
+  {"ifname": "eth2", "addr_info": [{"local": "10.0.0.2"}, {"local": "10.0.0.1"}]},
+  {}
+]"""
+MANAGED = Topology(
+    name="x",
+    nodes=(
+        Node(name="web", image="alpine", network=f"{CONTAINER}shared"),
+        Node(
+            name="shared",
+            image="alpine",
+            addresses=(ip_interface("172.20.20.2/24"), ip_interface("3fff:172:20:20::2/64")),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("shown", "family", "want"),
+    [
+        (SHOWN, None, ["10.0.0.2", "10.0.0.1", "fd00::1"]),
+        (SHOWN, 4, ["10.0.0.2", "10.0.0.1"]),
+        (SHOWN, 6, ["fd00::1"]),
+        ("", None, []),
+    ],
+)
+def test_an_endpoint_is_known_by_an_address_that_is_its_own_and_not_of_the_management_network(
+    shown: str, family: int | None, want: list[str]
+) -> None:
+    assert usable(shown, MANAGED, family) == want
