@@ -27,7 +27,7 @@ setup: .venv/.ready ## install what is missing: Debian packages, then .venv
 	@$(BIN)/python -m pip install --quiet -e '.[dev,plots]'
 	@touch $@
 
-demo: setup ## a lab with a real router: join, attach, announce, reach
+demo: setup ## a rack with two real ToRs: reach, cut a link, kill a ToR, measure
 	@$(BIN)/python -m tests.demo
 
 test: setup ## all tests, ring by ring
@@ -43,6 +43,7 @@ check: setup ## format, lint, types, layers, unit tests
 bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.attach
 	@$(BIN)/python -m tests.bench.parallel
+	@$(BIN)/python -m tests.bench.labs
 
 man: setup ## the man page, build/fabricctl.1, from the help texts
 	@mkdir -p build

@@ -380,7 +380,9 @@ def _measured(
     timeline.check()
     _keep(folder / "report.json", "")
     with lab.held():
-        found = measure.measure(lab, endpoints, act, mends=mends, progress=note)
+        # Links are mended at once, BGP comes back later, and moves traffic once more.
+        settle = 10.0 if mends else 3.0
+        found = measure.measure(lab, endpoints, act, mends=mends, settle=settle, progress=note)
     if output is Format.TABLE:
         typer.echo(f"{found.act}\n")
         table(report.FLOW_HEADINGS, report.flow_rows(found))

@@ -110,10 +110,10 @@ class Home:
         self._write(self.path / "lab.json", json.dumps(asdict(record)))
 
     def recorded(self) -> Record | None:
-        """Return lab.json, or None where no `up` came far enough to write it."""
+        """Return lab.json, or None where no `up` came far enough to write it, or another version of us did."""
         try:
             return Record(**json.loads((self.path / "lab.json").read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
 
     def prepare(self, node: str) -> None:

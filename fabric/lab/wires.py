@@ -19,14 +19,21 @@ from fabric.lab.topology import MGMT, Link, Topology
 
 BRIDGE = "mgmt"
 ETH0 = "eth0"  # the interface on the management network
+# The far sides' indexes begin where nodes' own do not reach: a veth whose index is that of its other side hears
+# of a lost carrier up to a second late, since the kernel takes it for a device without another below.
+FIRST = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One interface of a node: `far` is its other side, in the backplane, a port of the bridge if `bridged`."""
+    """One interface of a node: `far` is its other side, in the backplane, a port of the bridge if `bridged`.
+
+    `number` is the interface index of the far side.
+    """
 
     interface: str
     far: str
+    number: int
     mtu: int
     mac: str
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
@@ -49,14 +56,16 @@ def ends(topology: Topology, node: str) -> list[End]:
     for i, each in enumerate(topology.nodes):
         if each.name == node and each.addresses:
             mac = _mac(topology, node, ETH0)
-            found.append(End(ETH0, f"m{i}", topology.mgmt.mtu, mac, each.addresses, bridged=True))
+            found.append(End(ETH0, f"m{i}", FIRST + i, topology.mgmt.mtu, mac, each.addresses, bridged=True))
     for i, link in enumerate(topology.links):
-        for near, far, name in zip((link.a, link.b), (link.b, link.a), wire(i), strict=True):
+        sides = zip((link.a, link.b), (link.b, link.a), wire(i), (2 * i, 2 * i + 1), strict=True)
+        for near, far, name, side in sides:
             if near.node == node:
                 bridged = far.node == MGMT
                 mac = near.mac or _mac(topology, node, near.interface)
                 far_name = far.interface if bridged else name
-                found.append(End(near.interface, far_name, link.mtu, mac, near.addresses, bridged))
+                number = FIRST + len(topology.nodes) + side
+                found.append(End(near.interface, far_name, number, link.mtu, mac, near.addresses, bridged))
     return found
 
 
@@ -70,7 +79,7 @@ def attach(end: End, pid: int) -> list[str]:
     """Return ip's lines that make the interface in the namespace of `pid`; it is still down there."""
     peer = f"{end.interface} address {end.mac} mtu {end.mtu} netns {pid}"
     return [
-        f"link add dev {end.far} mtu {end.mtu} type veth peer name {peer}",
+        f"link add dev {end.far} index {end.number} mtu {end.mtu} type veth peer name {peer}",
         f"link set dev {end.far}{f' master {BRIDGE}' if end.bridged else ''} up",
     ]
 

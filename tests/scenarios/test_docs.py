@@ -1,6 +1,6 @@
 """The documents run as written: every `sh` block of a page, in order, in one shell.
 
-In a folder of its own, with the lab under another name, so that a lab that somebody has up is left alone.
+In a folder of its own, with labs under other names, so that a lab that somebody has up is left alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A project's folder as the page finds it; its lab is ended also when the page stops half-way."""
+    """A project's folder as the page finds it; its labs are ended also when the page stops half-way."""
     shutil.copytree(ROOT / "containerlab", tmp_path / "containerlab")
-    file = tmp_path / "containerlab" / "quickstart.clab.yml"
-    text = file.read_text()
-    assert "name: quickstart\n" in text
-    file.write_text(text.replace("name: quickstart\n", f"name: docs-{os.getpid()}\n"))
+    files = sorted(tmp_path.glob("containerlab/*.clab.yml"))
+    for file in files:
+        text, count = re.subn(r"^name: ", f"name: docs-{os.getpid()}-", file.read_text(), flags=re.MULTILINE)
+        assert count == 1
+        file.write_text(text)
     yield tmp_path
-    Lab.load(file).down()
+    for file in files:
+        Lab.load(file).down()
 
 
 def commands(page: Path) -> str:
@@ -38,7 +40,7 @@ def commands(page: Path) -> str:
     return "".join(blocks).replace("make setup\n", "")
 
 
-@pytest.mark.parametrize("page", ["quickstart", "resources", "ipam", "cli"])
+@pytest.mark.parametrize("page", ["quickstart", "labs", "resources", "ipam", "cli"])
 def test_the_page_runs_as_written(folder: Path, page: str) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

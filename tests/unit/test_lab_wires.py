@@ -33,6 +33,11 @@ def test_each_node_has_its_ends_and_the_host_has_its_own() -> None:
     assert wires.ends(LAB, "b")[0].addresses == (ADDRESS,)
 
 
+def test_no_two_far_sides_have_one_index() -> None:
+    numbers = [end.number for node in ("a", "b", HOST) for end in wires.ends(LAB, node)]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_a_mac_is_the_one_given_or_one_that_is_the_same_each_time_and_nowhere_else() -> None:
     macs = [end.mac for node in ("a", "b", HOST) for end in wires.ends(LAB, node)]
     assert macs == [end.mac for node in ("a", "b", HOST) for end in wires.ends(LAB, node)]
@@ -43,8 +48,9 @@ def test_a_mac_is_the_one_given_or_one_that_is_the_same_each_time_and_nowhere_el
 def test_an_end_is_made_in_the_backplane_with_its_other_side_in_the_node() -> None:
     eth0, eth1, _ = wires.ends(LAB, "b")
     assert wires.attach(eth0, 7)[1] == "link set dev m1 master mgmt up"
+    peer = "name eth1 address 02:00:00:00:00:01 mtu 1500 netns 7"
     assert wires.attach(eth1, 7) == [
-        "link add dev w0b mtu 1500 type veth peer name eth1 address 02:00:00:00:00:01 mtu 1500 netns 7",
+        f"link add dev w0b index {wires.FIRST + 3} mtu 1500 type veth peer {peer}",
         "link set dev w0b up",
     ]
 
