@@ -346,11 +346,12 @@ def graph(
     """
     from fabric.errors import LabError
     from fabric.lab import graph as graphs
+    from fabric.lab import survey
     from fabric.lab.lab import Lab
 
     lab = Lab.load(file)
     with progress(f"lab {lab.name}: asking its nodes"):
-        seen = graphs.ask(lab)
+        seen = survey.ask(lab)
     text = graphs.dot(lab.topology, seen)
     if form is Drawing.SVG:
         text = graphs.svg(text)
@@ -373,7 +374,8 @@ def _measured(
         with lab.held():
             typer.echo(act())
         return
-    from fabric.lab import expect, measure, report, timeline
+    from fabric.lab import expect, measure, timeline
+    from fabric.lab import report_forms as forms
 
     endpoints = expect.load(file, lab.topology).endpoints
     # What could keep the figures from being kept is found out before anything is broken.
@@ -385,13 +387,13 @@ def _measured(
         found = measure.measure(lab, endpoints, act, mends=mends, settle=settle, progress=note)
     if output is Format.TABLE:
         typer.echo(f"{found.act}\n")
-        table(report.FLOW_HEADINGS, report.flow_rows(found))
-        if rows := report.route_rows(found):
+        table(forms.FLOW_HEADINGS, forms.flow_rows(found))
+        if rows := forms.route_rows(found):
             typer.echo()
-            table(report.ROUTE_HEADINGS, rows)
+            table(forms.ROUTE_HEADINGS, rows)
     else:
-        document(report.as_json(found), output)
-    _keep(folder / "report.json", report.as_text(found))
+        document(forms.as_json(found), output)
+    _keep(folder / "report.json", forms.as_text(found))
     timeline.write_svg(found, folder / "timeline.svg")
     note(f"written: {folder}/report.json, {folder}/timeline.svg")
     if not found.settled:

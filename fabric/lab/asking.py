@@ -303,7 +303,7 @@ class Asker:
         self.lab.pid(name)  # says what is wrong if the node is not there
         first = self.lab.home.running(name)
         if not first:
-            raise NotFound(f"node {name} is not running")
+            raise NotFound(f"lab {self.lab.name}: node {name} has just ended")
         inside = ("nsenter", f"--net=/run/netns/{netns}", "--") if netns else ()
         pipe = asyncio.subprocess.PIPE
         starting = asyncio.create_task(

@@ -324,7 +324,8 @@ def load(topology_file: Path, topology: Topology) -> Expectations:
     path = beside(topology_file)
     if not path.exists():
         raise ConfigError(
-            f"{path}: there is no such file; it would hold what {topology_file} is expected to do; nothing was asked"
+            f"{path}: there is no such file; it would say who talks to whom in {topology_file}, and what is expected"
+            " of it; nothing was asked, and nothing done; docs/labs.md says how to write it"
         )
     return resolve(sources.read(path, what="a lab's expectations", state="nothing was asked"), topology)
 

@@ -18,7 +18,6 @@ from fabric.errors import LabError
 from fabric.lab.format import MTU
 from fabric.lab.routers import Session
 from fabric.lab.survey import Seen, runs_etcd
-from fabric.lab.survey import ask as ask  # until fabric/cli/lab.py asks there
 from fabric.lab.topology import CONTAINER, HOST, MGMT, Endpoint, Link, Node, Topology
 
 Address: TypeAlias = IPv4Address | IPv6Address

@@ -86,7 +86,7 @@ def measure(
         act_at = time.time_ns()
         with running.tended():
             what = act()
-        took = time.time_ns() - act_at
+            took = time.time_ns() - act_at
         settled = running.settle(mends, settle, limit, progress)
         window = Window(running.epoch, act_at, time.time_ns() - LATE * MS)
     return Report(
@@ -328,22 +328,24 @@ class Traffic:
     def tended(self) -> Iterator[None]:
         """Tend in a thread meanwhile: what the block mends is to be seen running then, and not at its end."""
         over = threading.Event()
+        before = {sender: len(programs) for sender, programs in self._senders.items()}
 
         def tend() -> None:
-            while not over.wait(POLL):
+            last = False  # when all is done everything has its address
+            while not last:
+                last = over.wait(RETRY)
                 self._tend()
+                for sender, endpoint in enumerate(self.endpoints):
+                    if len(self._senders[sender]) > before.get(sender, 0):
+                        self._correct(sender, endpoint)
 
-        before = {sender: len(programs) for sender, programs in self._senders.items()}
         with ThreadPoolExecutor(1) as pool:
-            tending = pool.submit(tend)
             try:
+                tending = pool.submit(tend)
                 yield
             finally:
                 over.set()
         tending.result()
-        for sender, endpoint in enumerate(self.endpoints):
-            if len(self._senders[sender]) > before.get(sender, 0):
-                self._correct(sender, endpoint)
 
     def _correct(self, sender: int, endpoint: Endpoint) -> None:
         """End a sender that was started before its node had the address that it has now; `_tend` does the rest."""

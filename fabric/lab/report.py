@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from fabric.lab.traffic import EVERY
 
@@ -205,10 +204,3 @@ def routes(node: str, logs: Iterable[Log], window: Window) -> list[Route]:
                 now[prefix] = next_hops
             whole = {}
     return [Route(node, prefix, before.get(prefix, ()), tuple(changes[prefix])) for prefix in sorted(changes)]
-
-
-def __getattr__(name: str) -> Any:
-    # Until fabric/cli/lab.py takes them from there.
-    if name in ("as_text", "as_json", "FLOW_HEADINGS", "flow_rows", "ROUTE_HEADINGS", "route_rows"):
-        return getattr(import_module("fabric.lab.report_forms"), name)
-    raise AttributeError(name)

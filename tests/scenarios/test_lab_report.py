@@ -61,6 +61,9 @@ STAR = """\
     c: {exec: [ip address replace 10.0.2.2/24 dev eth1, ip route replace default via 10.0.2.1]}
     d:
       exec:
+        # Known by this one, it would talk to nobody.
+        - ip address replace 2001:db8:3::2/64 dev eth1 nodad
+        - sleep 0.5
         - ip address replace 10.0.3.2/24 dev eth1
         - ip route replace default via 10.0.3.1
         - ip netns add inner
@@ -78,7 +81,7 @@ STAR = """\
 """
 ONE_FAMILY, OTHER_FAMILY = ("a", "b", "c", "d", "inner", "e"), ("a6", "b6")
 POINTS = [
-    *(Endpoint(name, name, family=4) for name in ("a", "b", "c", "d", "e")),
+    *(Endpoint(name, name) for name in ("a", "b", "c", "d", "e")),
     *(Endpoint("a6", "a", family=6), Endpoint("b6", "b", family=6), Endpoint("inner", "d", "inner")),
 ]
 ALL = {(x, y) for family in (ONE_FAMILY, OTHER_FAMILY) for x in family for y in family if x != y}
@@ -178,7 +181,7 @@ def test_mending_brings_all_back(story: Story) -> None:
     for flow in story.mended.flows:
         assert flow.ran_before or flow.outages[-1].end > 0
     came = {route.prefix for route in story.mended.routes if route.node == "d" and route.back}
-    assert came == {"0.0.0.0/0", "10.0.3.0/24"}
+    assert came == {"0.0.0.0/0", "10.0.3.0/24", "2001:db8:3::/64"}
 
 
 @alone
