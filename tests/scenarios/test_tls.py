@@ -22,7 +22,7 @@ ETCD = "https://10.10.1.1:2379"
 TOPOLOGY = """
 name: tls
 topology:
-  defaults: {kind: linux, image: alpine}
+  defaults: {kind: linux, image: alpine, network-mode: none}
   nodes:
     etcd:
       exec: [ip address add 10.10.1.1/24 dev eth1, ip address add 10.10.2.1/24 dev eth2]
