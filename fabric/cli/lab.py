@@ -16,6 +16,7 @@ import typer
 from fabric.cli import completion
 from fabric.cli.options import Output, without_dashes
 from fabric.cli.output import Format, document, note, progress, table
+from fabric.errors import LabError, NotFound
 
 if TYPE_CHECKING:
     from fabric.lab.lab import Lab
@@ -47,6 +48,9 @@ ReportTo = Annotated[
 ]
 
 
+WIDEST = 64  # characters of a column
+
+
 class Part(StrEnum):
     """What `break` can break."""
 
@@ -71,7 +75,7 @@ def up(file: File) -> None:
     try:
         changed = lab.up(note)
     except KeyboardInterrupt:
-        note(f"lab {lab.name}: interrupted; it was taken down")
+        note(f"\nlab {lab.name}: interrupted; it was taken down")
         raise typer.Exit(130) from None
     count = len(lab.topology.nodes)
     typer.echo(f"lab {lab.name}: {count} nodes {'up' if changed else 'were up already; nothing changed'}")
@@ -120,6 +124,8 @@ def inspect(file: File, output: Output = Format.TABLE) -> None:
 
     lab = Lab.load(file)
     states = lab.inspect()
+    if lab.stale:
+        note(f"lab {lab.name}: {file} has changed since it came up; what is shown is the file")
     if lab.damaged:
         note(f"lab {lab.name}: its backplane is gone, and with it every link; take the lab down")
     if output is not Format.TABLE:
@@ -178,7 +184,10 @@ def logs(
     """
     from fabric.lab.lab import Lab
 
-    path = Lab.load(file).log(node)
+    lab = Lab.load(file)
+    path = lab.log(node)
+    if not path.exists():
+        raise NotFound(f"lab {lab.name}: node {node} has no log: the lab is not up, or has not come as far")
     _become(["tail", "-n", "+1", *(["-F"] if follow else []), str(path)])
 
 
@@ -214,7 +223,7 @@ def break_(
     report: ReportTo = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Break a link or a node, or kill what runs in it, until `lab restore`.
+    """Break a link or a node, or kill what runs in it, until `lab restore`; our agent and speaker come back alone.
 
     Example: fabricctl lab break containerlab/two-tors.clab.yml link node1:eth1-tor1:eth2
 
@@ -300,7 +309,14 @@ def verify(
         table(
             ("WHAT", "WHERE", "EXPECTED", "FOUND", "SECONDS", "RESULT"),
             [
-                (e.what, e.where, e.expected, r.found, f"{r.seconds:.1f}", "ok" if r.holds else "MISS")
+                (
+                    e.what,
+                    e.where,
+                    e.expected,
+                    _short(r.found),
+                    f"{r.seconds:.1f}",
+                    "ok" if r.holds else "MISS",
+                )
                 for r in results
                 for e in [r.expectation]
             ],
@@ -318,6 +334,11 @@ def verify(
     note(f"lab {lab.name}: {len(results) - len(missed)} of {len(results)} expectations hold")
     if missed:
         raise typer.Exit(1)
+
+
+def _short(text: str) -> str:
+    """Return what fits a column; what is missed is told whole below the table."""
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
 
 
 class Drawing(StrEnum):
@@ -344,7 +365,6 @@ def graph(
 
     Example: fabricctl lab graph containerlab/quickstart.clab.yml --to quickstart.svg
     """
-    from fabric.errors import LabError
     from fabric.lab import graph as graphs
     from fabric.lab import survey
     from fabric.lab.lab import Lab
@@ -381,10 +401,15 @@ def _measured(
     # What could keep the figures from being kept is found out before anything is broken.
     timeline.check()
     _keep(folder / "report.json", "")
-    with lab.held():
-        # Links are mended at once, BGP comes back later, and moves traffic once more.
-        settle = 10.0 if mends else 3.0
-        found = measure.measure(lab, endpoints, act, mends=mends, settle=settle, progress=note)
+    try:
+        with lab.held():
+            # Links are mended at once, BGP comes back later, and moves traffic once more.
+            settle = 10.0 if mends else 3.0
+            found = measure.measure(lab, endpoints, act, mends=mends, settle=settle, progress=note)
+    except KeyboardInterrupt:
+        (folder / "report.json").unlink()
+        note("\ninterrupted; nothing was written; what is broken stays so until `fabricctl lab restore`")
+        raise typer.Exit(130) from None
     if output is Format.TABLE:
         typer.echo(f"{found.act}\n")
         table(forms.FLOW_HEADINGS, forms.flow_rows(found))
@@ -404,8 +429,6 @@ def _measured(
 
 
 def _keep(path: Path, text: str) -> None:
-    from fabric.errors import LabError
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

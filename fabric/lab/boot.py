@@ -143,10 +143,10 @@ class Boot:
         return set(stages.needs(self._topology, node.name, stage))
 
     def _await(self, node: Node, stage: str) -> None:
-        """Return once what the stage waits for has ended; say once a second what that is."""
+        """Return once what the stage waits for has ended; say now and then what that is."""
         needs = self._needs(node, stage)
         exits = {name for name, stage in needs if stage == "exit"}
-        began = told = time.monotonic()
+        began, due = time.monotonic(), 1.0  # seconds until the next word of it
         with self._changed:
             while not self._failed:
                 for name in exits:
@@ -156,11 +156,11 @@ class Boot:
                 if needs <= self._done:
                     return
                 self._changed.wait(POLL if exits else 1.0)
-                if time.monotonic() >= told + 1:
-                    told = time.monotonic()
+                if (elapsed := time.monotonic() - began) >= due:
+                    due *= 2
                     missing = ", ".join(f"{name} ({stage})" for name, stage in sorted(needs - self._done))
                     self._progress(
-                        f"node {node.name}: waiting for {missing} before {stage} ({told - began:.0f} s)"
+                        f"node {node.name}: waiting for {missing} before {stage} ({elapsed:.0f} s)"
                     )
             raise _Abandoned
 

@@ -38,7 +38,8 @@ def cut(lab: Lab, name: str, *, silent: bool = False) -> str:
     mark.touch()
     if silent:
         wiring.tc(lab.home.backplane(), wires.silence(index))
-        done = "every frame is dropped, both carriers are up"
+        carriers = "" if lab.home.wire_mark(index, CUT).exists() else ", both carriers are up"
+        done = f"every frame is dropped{carriers}"
     else:
         wiring.ip(lab.home.backplane(), wires.cut(index))
         done = "cut, both ends have lost their carrier"

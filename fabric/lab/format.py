@@ -553,8 +553,8 @@ def _refuse_variables(source: Source, text: str, place: Place) -> None:
     for name in variables(text):
         source.fault(
             place,
-            f"${name} is a variable, which {NOT_HERE}: write its value, or run `envsubst"
-            f" <{source.path.name} >OTHER` first; $${name} is the text ${name}",
+            f"${name} is a variable, which {NOT_HERE}: put its value there, by hand or with a tool such as envsubst,"
+            f" before the lab comes up; $${name} is the text ${name}",
         )
 
 

@@ -8,7 +8,7 @@ carrier is gone. A session that runs over no link of its own (between loopbacks,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -169,8 +169,9 @@ def dot(topology: Topology, seen: Seen | None = None) -> str:
     for peer in strangers:
         graph.node(vertices[peer], label=f"{peer}\\nnot in this lab", shape="plaintext", style="")
     over = {line.link: line for line in found if line.link}
-    for link in topology.links:
-        _draw(graph, *_upright(topology, link), _link(link, seen, over.get(link)))
+    for i, link in enumerate(topology.links):
+        broken = seen.broken.get(i, ()) if seen else ()
+        _draw(graph, *_upright(topology, link), _link(link, seen, over.get(link), broken))
     for node in managed:
         graph.edge(MGMT, node.name, headlabel="eth0", color=FAINT)
     for line in found:
@@ -214,9 +215,15 @@ def _upright(topology: Topology, link: Link) -> tuple[Endpoint, Endpoint]:
     return a, b
 
 
-def _link(link: Link, seen: Seen | None, line: Line | None) -> Attributes:
+def _link(link: Link, seen: Seen | None, line: Line | None, broken: Sequence[str]) -> Attributes:
     attributes: Attributes = _session(line) if line else {}
-    labels = [*(line.label if line else ()), *([f"mtu {link.mtu}"] if link.mtu != MTU else [])]
+    if broken:
+        attributes |= {"color": DOWN, "fontcolor": DOWN, "style": "dashed"}
+    labels = [
+        *(line.label if line else ()),
+        *([f"mtu {link.mtu}"] if link.mtu != MTU else []),
+        *(what.upper() for what in broken),
+    ]
     if seen and not all(_carries(seen, end) for end in (link.a, link.b)):
         labels.append("no carrier")
         attributes["style"] = "dotted"

@@ -74,6 +74,13 @@ class Home:
     def wire_marks(self, index: int) -> list[str]:
         return [what for what in (CUT, SILENT, SLOW) if self.wire_mark(index, what).exists()]
 
+    def marked(self) -> bool:
+        """Whether anything is marked as broken."""
+        marks = [f"*/{what}" for what in (OFF, HELD)] + [
+            f"{BACKPLANE}/{what}-*" for what in (CUT, SILENT, SLOW)
+        ]
+        return any(True for pattern in marks for _ in self.path.glob(pattern))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory; it is there inside, and gone after if it was left empty.

@@ -25,6 +25,8 @@ import os
 import pwd
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import sys
 import time
@@ -39,12 +41,14 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
 CLONE_NEWNET = 0x40000000
 NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000  # mount, UTS, IPC, pid
 PR_SET_PDEATHSIG = 1
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 0x1
 # What network a first process gets: one of its own, one that is there, or that of the runner.
 OWN_NET, JOIN, SHARED = b"own", b"join", b"shared"
-# What a node may change without the host or its neighbours seeing it.
-OWN = ("/etc", "/var")
-ROOT = Path("/")
-DISK = Path("/run/.lab")  # where the node's disk is mounted: on it is what such a directory was changed to
+OWN = (Path("/etc"), Path("/var"))  # the node's to change, whatever is mounted below
+KERNELS = tuple(map(Path, ("/dev", "/proc", "/run", "/sys")))  # what the kernel shows, and the node's /run
+DISK = Path(
+    "/run/.lab"
+)  # where the node's disk is mounted: on it is what the host's directories were changed to
 TOOLS = Path("/run/lab/bin")  # last on the PATH
 HOLD, RESUME = signal.SIGUSR1, signal.SIGUSR2
 LOG = 2
@@ -197,9 +201,7 @@ def furnish(orders: Orders) -> None:
     mount("tmpfs", "/run", "tmpfs", data="mode=755")
     DISK.mkdir()
     mount(f"/proc/self/fd/{disk}", str(DISK), flags=MS_BIND)
-    mine = [Path("/run")]
-    for directory in OWN:
-        own(Path(directory), mine)
+    own_root()
     name = orders["name"]
     # ExaBGP, for one, starts five seconds late if the host's name leads nowhere.
     hosts = ["127.0.0.1 localhost", f"127.0.1.1 {name}", "::1 localhost ip6-localhost", *orders["hosts"]]
@@ -209,24 +211,77 @@ def furnish(orders: Orders) -> None:
     targets = [target for _, target, _ in orders["binds"]]
     # For all of them before any is mounted: a directory that becomes the node's own hides what is mounted below.
     made = [*files, *(path for path in (*scratch, *targets) if not Path(path).exists())]
-    if any(standing(path) == ROOT for path in made):
-        own_root()
     for path in sorted(made, key=standing):
-        room(path, mine)
+        room(path)
     for path in scratch:
-        fresh(path, mine)
+        fresh(path)
     socket.sethostname(name)
     # Images are of Alpine more often than hosts are, and its shell goes by this name.
     TOOLS.mkdir(parents=True)
     (TOOLS / "ash").symlink_to("/bin/sh")
     for path, text in files.items():
-        room(path, mine).write_text(text)
+        room(path).write_text(text)
     for fd, (_, target, read_only) in zip(sources, orders["binds"], strict=True):
-        bind(fd, target, read_only, mine)
+        bind(fd, target, read_only)
     for key, value in orders["sysctls"].items():
         # A dot separates, unless a slash does (an interface's name may have dots): sysctl(8).
         path = key if "/" in key else key.replace(".", "/")
         Path("/proc/sys", path).write_text(value)
+
+
+def own_root() -> None:
+    """Give the node a root of its own, with everything of the host's in its place and nothing to be changed there.
+
+    A directory of the host's becomes an overlay on the node's disk. One with other mounts below, which an
+    overlay would not show, becomes read-only with all of them; what the kernel shows (/proc and the like) stays.
+    """
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    place = DISK / "root"
+    place.mkdir(exist_ok=True)
+    mount(str(place), str(place), flags=MS_BIND)
+    for entry in sorted(Path("/").iterdir()):
+        target = place / entry.name
+        if entry.is_symlink():
+            if not target.is_symlink():
+                target.symlink_to(entry.readlink())
+        elif not entry.is_dir():
+            target.touch()
+            mount(str(entry), str(target), flags=MS_BIND)
+            read_only(target)
+        else:
+            target.mkdir(exist_ok=True)
+            if entry in KERNELS:
+                mount(str(entry), str(target), flags=MS_BIND | MS_REC)
+            elif entry not in OWN and any(path.startswith(f"{entry}/") for path in mounts):
+                mount(str(entry), str(target), flags=MS_BIND | MS_REC)
+                read_only(target)
+            else:
+                own(entry, target)
+    os.chdir(place)
+    mount(".", "/", flags=MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
+def own(directory: Path, target: Path) -> None:
+    """Show `directory` at `target`, where the node may write and the host does not see it: an overlay on its disk."""
+    upper, work = (DISK / "own" / directory.relative_to("/") / part for part in ("upper", "work"))
+    upper.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
+    there = directory.stat()  # the overlay's own directory is the upper one
+    os.chown(upper, there.st_uid, there.st_gid)
+    upper.chmod(stat.S_IMODE(there.st_mode))
+    mount("overlay", str(target), "overlay", data=f"lowerdir={directory},upperdir={upper},workdir={work}")
+
+
+def read_only(target: Path) -> None:
+    """Make the mount at `target` read-only, with all that are below it."""
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    libc, long = ctypes.CDLL(None, use_errno=True), ctypes.c_long
+    path, size = str(target).encode(), long(len(attributes))
+    if libc.syscall(long(SYS_MOUNT_SETATTR), long(AT_FDCWD), path, long(AT_RECURSIVE), attributes, size):
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot be made read-only: {os.strerror(code)}", str(target))
 
 
 def standing(path: str) -> Path:
@@ -234,70 +289,33 @@ def standing(path: str) -> Path:
     return next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
 
 
-def room(path: str, mine: list[Path]) -> Path:
-    """Return where `path` really is, once that may be made: the directory is there, and the node's own.
-
-    A node shares the host's files: anything made elsewhere would be the host's, and stay when the node is gone.
-    `mine` is what the node has of its own, a bound directory included, where things are made as Docker does.
-    """
+def room(path: str) -> Path:
+    """Return where `path` really is, once that may be made there: its directory is, and is the node's own."""
     parent = standing(path)
-    # `furnish` has made a root of the node's own where one is needed.
-    if parent != ROOT and not any(parent.is_relative_to(directory) for directory in mine):
-        own(parent, mine)
+    if not os.access(parent, os.W_OK):
+        own(parent, parent)
     real = Path(os.path.realpath(path))
     real.parent.mkdir(parents=True, exist_ok=True)
     return real
 
 
-def own_root() -> None:
-    """Let the node make what it likes at the top: a root on its disk, with everything of the host's in its place."""
-    place = DISK / "root"
-    place.mkdir(exist_ok=True)
-    mount(str(place), str(place), flags=MS_BIND)
-    for entry in os.scandir("/"):
-        target = place / entry.name
-        if entry.is_symlink():
-            if not target.is_symlink():
-                target.symlink_to(Path(entry.path).readlink())
-            continue
-        if entry.is_dir():
-            target.mkdir(exist_ok=True)
-        else:
-            target.touch()
-        mount(entry.path, str(target), flags=MS_BIND | MS_REC)
-    os.chdir(place)
-    mount(".", "/", flags=MS_MOVE)
-    os.chroot(".")
-    os.chdir("/")
-
-
-def own(directory: Path, mine: list[Path]) -> None:
-    """Let the node write to `directory` without the host seeing it: an overlay on the node's disk."""
-    upper, work = (DISK / directory.relative_to("/") / part for part in ("upper", "work"))
-    upper.mkdir(parents=True, exist_ok=True)
-    work.mkdir(exist_ok=True)
-    mount("overlay", str(directory), "overlay", data=f"lowerdir={directory},upperdir={upper},workdir={work}")
-    mine.append(directory)
-
-
-def fresh(path: str, mine: list[Path]) -> None:
-    """Give the node a directory of its own at `path`: below /run empty, elsewhere empty when its disk was."""
+def fresh(path: str) -> None:
+    """Give the node an empty directory at `path`: below /run at each start, elsewhere when its disk was."""
     directory = Path(os.path.realpath(path))
     if not directory.exists():
-        room(path, mine).mkdir()
+        room(path).mkdir()
     if directory.is_relative_to("/run"):
         mount("tmpfs", str(directory), "tmpfs", data="mode=755")
     else:
         place = DISK / "fresh" / directory.relative_to("/")
         place.mkdir(parents=True, exist_ok=True)
         mount(str(place), str(directory), flags=MS_BIND)
-    mine.append(directory)
 
 
-def bind(source: int, path: str, read_only: bool, mine: list[Path]) -> None:
+def bind(source: int, path: str, read_only: bool) -> None:
     held, target = f"/proc/self/fd/{source}", Path(os.path.realpath(path))
     if not target.exists():
-        room(path, mine)
+        room(path)
         if Path(held).is_dir():
             target.mkdir()
         else:
@@ -305,7 +323,6 @@ def bind(source: int, path: str, read_only: bool, mine: list[Path]) -> None:
     mount(held, str(target), flags=MS_BIND | MS_REC)
     if read_only:
         mount("none", str(target), flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
-    mine.append(target)
 
 
 def mount(source: str, target: str, kind: str = "none", flags: int = 0, data: str = "") -> None:

@@ -211,6 +211,12 @@ class Lab:
         return [self._state(node) for node in self.topology.nodes]
 
     @property
+    def stale(self) -> bool:
+        """Whether the file has changed since the lab came up."""
+        record = self.home.recorded()
+        return record is not None and record.digest != self._digest()
+
+    @property
     def damaged(self) -> bool:
         """Whether nodes run and their backplane does not."""
         return bool(self.home.nodes()) and not self.home.running(BACKPLANE)
@@ -225,7 +231,12 @@ class Lab:
 
         Returns:
             The files written. A node whose image has no configuration to save is left out.
+
+        Raises:
+            NotFound: no node runs.
         """
+        if not any(self.home.running(node.name) for node in self.topology.nodes):
+            raise NotFound(f"lab {self.name} is not up; nothing was saved; bring it up first")
         saved = []
         for node in self.topology.nodes:
             profile = node.profile
@@ -387,8 +398,8 @@ class Lab:
 class Standing:
     """A lab that something is left of.
 
-    `state` is "up", "half-way" where an `up` has not ended well, or "damaged" where its backplane is gone, and
-    so all its links.
+    `state` is "up", "broken" where `lab break` has broken something, "half-way" where an `up` has not ended well,
+    or "damaged" where its backplane is gone, and so all its links.
     """
 
     name: str
@@ -404,13 +415,11 @@ def standing() -> list[Standing]:
     for home in homes():
         record = home.recorded()
         names = home.nodes()
-        state = (
-            "half-way"
-            if not record or not record.complete
-            else "up"
-            if home.running(BACKPLANE)
-            else "damaged"
-        )
+        state = "broken" if home.marked() else "up"
+        if not record or not record.complete:
+            state = "half-way"
+        elif not home.running(BACKPLANE):
+            state = "damaged"
         found.append(
             Standing(
                 name=home.name,

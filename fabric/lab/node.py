@@ -212,7 +212,9 @@ class Birth:
 
     def report(self, progress: Callable[[str], None]) -> init.Report:
         """Return how the start went; there is no deadline, since an `exec` may take its time."""
-        report: init.Report = json.loads(self._line("run its daemons", progress, within=None))
+        report: init.Report = json.loads(
+            self._line("run its daemons and exec commands", progress, within=None)
+        )
         return report
 
     def kill(self) -> None:
@@ -240,7 +242,7 @@ class Birth:
     def _line(
         self, what: str, progress: Callable[[str], None] | None = None, within: float | None = 20
     ) -> str:
-        began = time.monotonic()
+        began, due = time.monotonic(), 1.0  # seconds until the next word of it
         while b"\n" not in self._heard:
             if select.select([self._stdout], [], [], 1)[0]:
                 chunk = self._stdout.read(65536)
@@ -249,8 +251,9 @@ class Birth:
                 self._heard += chunk
                 continue
             elapsed = time.monotonic() - began
-            if progress:
+            if progress and elapsed >= due:
                 progress(f"node {self.name}: waiting for it to {what} ({elapsed:.0f} s)")
+                due *= 2
             if within and elapsed > within:
                 raise LabError(f"node {self.name}: did not {what} within {within:.0f} s{tail(self.log)}")
         line, _, self._heard = self._heard.partition(b"\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from fabric.errors import LabError, NotFound
 from fabric.lab import routers
+from fabric.lab.home import HELD
 from fabric.lab.lab import Lab
 from fabric.lab.routers import Session, Table
 from fabric.lab.topology import Node
@@ -29,7 +30,8 @@ class Seen:
     """What a running lab said; a node that is not in `interfaces` does not run.
 
     `states` has the nodes that do not just run, in a word; `sessions` and `tables` those that answered about
-    BGP, `silent` those that should have and did not.
+    BGP, `silent` those that should have and did not. `broken` has, by number, the links that `lab break` broke,
+    and how.
     """
 
     interfaces: Mapping[str, tuple[Interface, ...]]
@@ -37,6 +39,7 @@ class Seen:
     sessions: Mapping[str, tuple[Session, ...]] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
+    broken: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def ask(lab: Lab) -> Seen | None:
@@ -50,7 +53,7 @@ def ask(lab: Lab) -> Seen | None:
         return None
     with ThreadPoolExecutor() as pool:
         interfaces = dict(zip(up, pool.map(lambda name: _interfaces(lab, name), up), strict=True))
-        speakers = [node.name for node in lab.topology.nodes if node.name in up and _speaks(node)]
+        speakers = [node.name for node in lab.topology.nodes if node.name in up and _speaks(lab, node)]
         answers = dict(zip(speakers, pool.map(lambda name: _bgp(lab, name), speakers), strict=True))
     known = {name: answer for name, answer in answers.items() if answer}
     return Seen(
@@ -59,12 +62,17 @@ def ask(lab: Lab) -> Seen | None:
         sessions={name: sessions for name, (sessions, _) in known.items()},
         tables={name: table for name, (_, table) in known.items()},
         silent=frozenset(answers.keys() - known.keys()),
+        broken={i: marks for i in range(len(lab.topology.links)) if (marks := lab.home.wire_marks(i))},
     )
 
 
-def _speaks(node: Node) -> bool:
-    # Our node's image may be there for its etcd alone.
-    return routers.speaks_bgp(node) and not runs_etcd(node)
+def _speaks(lab: Lab, node: Node) -> bool:
+    # Our node's image may be there for its etcd alone, and FRR for another protocol.
+    if not routers.speaks_bgp(node) or runs_etcd(node):
+        return False
+    if node.profile and "bgpd" in node.profile.daemons and not lab.home.mark(node.name, HELD).exists():
+        return lab.exec(node.name, ["pgrep", "-x", "bgpd"], check=False).returncode == 0
+    return True
 
 
 def runs_etcd(node: Node) -> bool:

@@ -190,6 +190,23 @@ def test_a_node_may_have_files_at_the_top_and_the_host_does_not(
     assert sorted(Path("/").iterdir()) == before
 
 
+def test_whatever_a_node_writes_stays_in_it(write: Callable[[str], Path], name: str) -> None:
+    places = [
+        path / name
+        for path in (Path("/"), *Path("/").iterdir())
+        if path.is_dir() and not path.is_symlink() and path.name not in {"proc", "sys", "dev", "lost+found"}
+    ]
+    with Lab.load(write("    a:\n    b:\n")) as lab:
+        # Where the host has other mounts below, nothing can be written.
+        lab.exec(
+            "a", ["sh", "-c", 'for path; do echo mine >"$path"; done', "sh", *map(str, places)], check=False
+        )
+        assert not [path for path in places if path.exists()]
+        assert lab.exec("b", ["ls", *map(str, places)], check=False).stdout == ""
+        for place in ("/", "/etc", "/usr"):
+            assert lab.exec("a", ["cat", f"{place}/{name}"]).stdout == "mine\n"
+
+
 def test_orphans_are_reaped(write: Callable[[str], Path]) -> None:
     with Lab.load(write("    a:\n")) as lab:
         lab.exec("a", ["sh", "-c", "(true &) ; (sleep 0.01 &)"])

@@ -145,26 +145,20 @@ def test_user_entrypoint_sysctls_and_env_files_are_as_in_a_container(
     write: Callable[[str], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "more.env").write_text("# a comment\nFROM_FILE=yes\nLAB=overridden by env\n")
-    file = write(
-        "    a: {user: daemon, entrypoint: sleep, cmd: '600', exec: [\"sh -c 'id -un >/tmp/LAB'\"],\n"
-        "        env-files: [more.env], sysctls: {net.ipv4.ip_forward: 1, net.ipv4.conf.all.rp_filter: 2}}\n".replace(
-            "/tmp/LAB", f"{tmp_path}/who"
-        )
-    )
-    tmp_path.chmod(0o755)
-    for parent in [p for p in tmp_path.parents if p.is_relative_to("/tmp")][:3]:
-        parent.chmod(0o755)
     (tmp_path / "who").touch()
     (tmp_path / "who").chmod(0o666)
+    file = write(
+        "    a: {user: daemon, entrypoint: sleep, cmd: '600', binds: ['who:/run/who'], env-files: [more.env],\n"
+        "        exec: [\"sh -c 'id -un >/run/who'\"],\n"
+        "        sysctls: {net.ipv4.ip_forward: 1, net.ipv4.conf.all.rp_filter: 2}}\n"
+    )
     with Lab.load(file) as lab:
         assert (tmp_path / "who").read_text() == "daemon\n"
         assert lab.exec("a", ["ps", "-o", "user=", "-C", "sleep"]).stdout == "daemon\n"
         assert lab.exec("a", ["id", "-un"]).stdout == "daemon\n"
         assert lab.exec("a", ["sh", "-c", "echo $FROM_FILE $LAB"]).stdout == f"yes {lab.name}\n"
-        assert (
-            lab.exec("a", ["sysctl", "-n", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"]).stdout
-            == "1\n2\n"
-        )
+        asked = ["sysctl", "-n", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"]
+        assert lab.exec("a", asked).stdout == "1\n2\n"
 
 
 def test_a_node_is_held_to_its_memory_and_processors(write: Callable[[str], Path], name: str) -> None:

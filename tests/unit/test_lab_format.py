@@ -529,11 +529,11 @@ def test_what_the_format_does_not_have_is_refused_by_name_and_line(text: str, wa
     [
         (
             "name: $LAB",
-            "1: name: $LAB is a variable, which is not supported by namespace labs: write its value",
+            "1: name: $LAB is a variable, which is not supported by namespace labs: put its value there",
         ),
         ("a: 1\nb: ['x ${LAB:=y}']", "2: b.0: $LAB is a variable"),
         ("$KEY: 1", "1: $KEY: $KEY is a variable"),
-        ("a: '$$$LAB'", "or run `envsubst <rack.clab.yml >OTHER` first; $$LAB is the text $LAB"),
+        ("a: '$$$LAB'", "before the lab comes up; $$LAB is the text $LAB"),
         (
             "a: {{ .x }}",
             '1: "{{" begins an action of a Go template, which is not supported by namespace labs',
