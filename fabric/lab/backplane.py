@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypedDict
 
 NLMSG, IFINFO, ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BxHiII"), struct.Struct("=HH")
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTMGRP_LINK = 16, 17, 18, 1
+NLMSG_DONE, RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTMGRP_LINK = 3, 16, 17, 18, 1
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFLA_IFNAME, IFLA_GROUP = 3, 27
@@ -80,19 +80,26 @@ class Wires:
         self.ends: dict[str, Message] = {}  # those that are there
 
     def told(self, message: Message) -> list[tuple[int, bool]]:
-        """Fold one message in; return what to set, as (interface index, up).
+        """Fold one message in; return what to set, as (interface index, up)."""
+        self.fold(message)
+        return self.judge(message.name)
+
+    def fold(self, message: Message) -> None:
+        if message.flags is None:
+            self.ends.pop(message.name, None)
+        elif message.name in self.pairs:
+            self.ends[message.name] = message
+
+    def judge(self, name: str) -> list[tuple[int, bool]]:
+        """Return what to set at the wire that has an end called `name`.
 
         An end without a carrier, or gone, takes the other one down; with its carrier the other one comes up.
         Of an end that is down nothing is concluded, so where both are, the first comes up. A wire that was
         cut is left alone. What is seen may be older than what was set: then it is set again.
         """
-        if message.name not in self.pairs:
+        if name not in self.pairs:
             return []
-        if message.flags is None:
-            self.ends.pop(message.name, None)
-        else:
-            self.ends[message.name] = message
-        a, b = (self.ends.get(end) for end in self.pairs[message.name])
+        a, b = (self.ends.get(end) for end in self.pairs[name])
         if CUT in {end.group for end in (a, b) if end}:
             return []
         if a and b and not _up(a) and not _up(b):
@@ -113,30 +120,49 @@ def _lit(end: Message | None) -> bool:
 
 
 def follow(wires: Wires) -> NoReturn:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as setter,
+    ):
         netlink.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: a lab's start is a storm
         netlink.bind((0, RTMGRP_LINK))
-        dump = NLMSG.pack(NLMSG.size + IFINFO.size, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-        netlink.send(dump + IFINFO.pack(0, 0, 0, 0, 0))
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as setter:
-            while True:
-                try:
-                    data = netlink.recv(CHUNK)
-                except OSError as err:
-                    if err.errno != errno.ENOBUFS:
-                        raise
-                    # Some messages are lost: what is there is asked again.
-                    netlink.send(dump + IFINFO.pack(0, 0, 0, 0, 0))
-                    continue
-                for message in links(data):
-                    for target, up in wires.told(message):
-                        request = IFINFO.pack(0, 0, target, IFF_UP if up else 0, IFF_UP)
-                        header = NLMSG.pack(NLMSG.size + len(request), RTM_NEWLINK, NLM_F_REQUEST, 0, 0)
-                        setter.send(header + request)
+        whole = False  # until then an end that was not told of is not gone
+        ask(netlink)
+        while True:
+            try:
+                data = netlink.recv(CHUNK)
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:
+                    raise
+                # Some messages are lost: what is there is asked again.
+                whole = False
+                wires.ends.clear()
+                ask(netlink)
+                continue
+            for message in links(data):
+                if message:
+                    wires.fold(message)
+                else:
+                    whole = True
+                for name in [message.name] if message else wires.pairs:
+                    for number, up in wires.judge(name) if whole else ():
+                        change(setter, number, up)
 
 
-def links(data: bytes) -> Iterator[Message]:
-    """Yield what netlink messages tell of interfaces."""
+def ask(netlink: socket.socket) -> None:
+    """Ask for every interface that there is."""
+    header = NLMSG.pack(NLMSG.size + IFINFO.size, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    netlink.send(header + IFINFO.pack(0, 0, 0, 0, 0))
+
+
+def change(setter: socket.socket, number: int, up: bool) -> None:
+    """Set an interface up or down."""
+    request = IFINFO.pack(0, 0, number, IFF_UP if up else 0, IFF_UP)
+    setter.send(NLMSG.pack(NLMSG.size + len(request), RTM_NEWLINK, NLM_F_REQUEST, 0, 0) + request)
+
+
+def links(data: bytes) -> Iterator[Message | None]:
+    """Yield what netlink messages tell of interfaces, and None where all that was asked for has been told."""
     while len(data) >= NLMSG.size:
         length, kind, _, _, _ = NLMSG.unpack_from(data)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
@@ -145,6 +171,8 @@ def links(data: bytes) -> Iterator[Message]:
             name = told[IFLA_IFNAME].rstrip(b"\0").decode()
             group = int.from_bytes(told.get(IFLA_GROUP, b""), sys.byteorder)
             yield Message(name, index, flags if kind == RTM_NEWLINK else None, group)
+        elif kind == NLMSG_DONE:
+            yield None
         data = data[(length + 3) & ~3 :]
 
 

@@ -83,6 +83,14 @@ def test_an_interface_set_down_takes_the_carrier_from_its_neighbour(lab: Lab) ->
     until(lambda: pings(lab))
 
 
+@pytest.mark.parametrize(("here", "there"), [("a", "b"), ("b", "a")])
+def test_a_lab_that_is_up_has_lost_no_carrier_on_the_way(lab: Lab, here: str, there: str) -> None:
+    lab.exec(there, ["ip", "link", "set", "eth1", "down"])
+    until(lambda: not carrier(lab, here))
+    # Once when it was made, and now.
+    assert lab.exec(here, ["cat", "/sys/class/net/eth1/carrier_down_count"]).stdout == "2\n"
+
+
 def test_a_node_that_is_off_runs_nothing_and_comes_back_with_its_disk(lab: Lab) -> None:
     lab.exec("a", ["sh", "-c", "echo kept >/etc/kept; echo kept >/var/lib/fabricctl/kept; touch /run/lost"])
     lab.exec("b", ["sh", "-c", "echo b >/etc/kept"])

@@ -98,6 +98,13 @@ def test_an_end_that_comes_back_to_a_dead_one_gets_no_carrier() -> None:
     assert kernel.flags == {"a": DEAD, "b": DOWN}
 
 
+def test_a_wire_of_which_all_is_told_at_once_is_judged_as_a_whole() -> None:
+    wires = Wires([("a", "b")])
+    for name in ("a", "b"):
+        wires.fold(Message(name, INDEX[name], LIVE))
+    assert [wires.judge(name) for name in wires.pairs] == [[], []]
+
+
 def test_other_interfaces_are_left_alone() -> None:
     assert Wires([("a", "b")]).told(Message("lo", 9, DEAD)) == []
 
@@ -116,4 +123,4 @@ def test_links_are_read_out_of_netlink_messages() -> None:
         + message(3, 0, 0, b"done")
         + message(RTM_DELLINK, 4, 0, b"w12b")
     )
-    assert list(links(data)) == [Message("w0a", 3, LIVE, CUT), Message("w12b", 4, None, CUT)]
+    assert list(links(data)) == [Message("w0a", 3, LIVE, CUT), None, Message("w12b", 4, None, CUT)]
