@@ -19,6 +19,7 @@ from tests.scenarios.fabric import BIRD, FRR, NODE1, NODE2, SHIPPED, Router, unt
 LABS = sorted(SHIPPED.glob("*.clab.yml"))
 NAMES = [file.name.removesuffix(".clab.yml") for file in LABS]
 IMAGE = SHIPPED / "images" / "Dockerfile"
+RUNS = 3  # attempts at a valid measurement
 HOLD_TIME = 9_000.0  # ms, of every session in two-tors
 AT_ONCE = 1_000.0  # ms: what a loss of carrier may cost; 10 to 300 on a quiet machine
 FLOWS = (
@@ -144,15 +145,17 @@ def two_tors() -> Iterator[Lab]:
 
 
 def cost(lab: Lab, act: Callable[[], str]) -> Report:
-    """Return what `act` costs the flows; the lab is whole again after."""
-    try:
-        report = measure(lab, FLOWS, act)
-        assert report.valid, report.invalid
-        assert all(flow.back for flow in report.flows)
-    finally:
-        faults.restore(lab, quiet)
-    assert missed(lab) == []
-    return report
+    """Return what `act` costs the flows, in a run whose control had no gap; the lab is whole again after."""
+    for _ in range(RUNS):
+        try:
+            report = measure(lab, FLOWS, act)
+        finally:
+            faults.restore(lab, quiet)
+        assert missed(lab) == []
+        if report.valid:
+            assert all(flow.back for flow in report.flows)
+            return report
+    pytest.fail(f"no valid run in {RUNS}: {report.invalid}")
 
 
 def outage(report: Report) -> float:
