@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +55,8 @@ class Process:
         """Send a signal; gone already is no error."""
         with self._held() as fd:
             if fd is not None:
-                signal.pidfd_send_signal(fd, sent)
+                with suppress(ProcessLookupError):  # it ended between the look and the signal
+                    signal.pidfd_send_signal(fd, sent)
 
     def kill(self) -> None:
         """Send SIGKILL and do not wait."""
