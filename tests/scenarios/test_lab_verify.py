@@ -401,9 +401,9 @@ def test_whatever_it_started_has_ended_when_it_is_interrupted(
         out, err = process.communicate(timeout=10)
         assert process.returncode
         if number != signal.SIGKILL:
-            assert running() == []
             assert "Traceback" not in err
-        until(lambda: not running())
+        # Each dies of its parent's death, which the kernel tells it in its own time.
+        until(lambda: not running(), within=2.0)
     assert "ok" not in out
 
 
