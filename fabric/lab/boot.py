@@ -19,7 +19,7 @@ from fabric.lab import cgroups, init, stages, wires
 from fabric.lab import node as nodes
 from fabric.lab.home import BACKPLANE, Home
 from fabric.lab.init import Interface, Orders
-from fabric.lab.node import Birth, Nursery
+from fabric.lab.node import Birth, FirstProcess, Nursery
 from fabric.lab.profiles import PLAIN, Profile
 from fabric.lab.topology import CONTAINER, HOST, STAGES, Node, Stage, StageCommand, Topology
 from fabric.lab.wiring import Wiring
@@ -112,10 +112,8 @@ class Boot:
     def _live(self, node: Node) -> None:
         began = time.monotonic()
         with self._stage(node, "create"):
-            birth = self._create(node)
+            birth, first = self._create(node)
         with self._stage(node, "create-links"):
-            first = self._home.first(node.name)
-            assert first
             self._wiring.attach(node.name, first.init.pid)
             birth.link()
         with self._stage(node, "configure"):
@@ -169,7 +167,7 @@ class Boot:
             self._failed = self._failed or err
             self._changed.notify_all()
 
-    def _create(self, node: Node) -> Birth:
+    def _create(self, node: Node) -> tuple[Birth, FirstProcess]:
         self._home.prepare(node.name)
         network, join = init.OWN_NET, None
         if node.network == "host":
@@ -189,7 +187,7 @@ class Boot:
         for warning in cgroups.confine(self._topology.name, node, (first.parent.pid, first.init.pid)):
             self._progress(f"node {node.name}: {warning}")
         birth.order(orders(self._home, self._topology, node))
-        return birth
+        return birth, first
 
     def _run(self, node: Node, stage: str, commands: Sequence[StageCommand]) -> None:
         for command in commands:

@@ -30,7 +30,7 @@ def batch(backplane: Process, program: list[str], lines: Sequence[str]) -> None:
     if not lines:
         return
     done = subprocess.run(
-        ["nsenter", f"--net=/proc/{backplane.pid}/ns/net", "--", *program],
+        [*_within(backplane), *program],
         input="".join(f"{line}\n" for line in lines),
         capture_output=True,
         text=True,
@@ -45,7 +45,7 @@ def batch(backplane: Process, program: list[str], lines: Sequence[str]) -> None:
 def ends_there(backplane: Process) -> set[str]:
     """Return the names of the interfaces in the backplane's namespace."""
     done = subprocess.run(
-        ["nsenter", f"--net=/proc/{backplane.pid}/ns/net", "--", "ip", "-br", "link"],
+        [*_within(backplane), "ip", "-br", "link"],
         capture_output=True,
         text=True,
         check=False,
@@ -53,6 +53,11 @@ def ends_there(backplane: Process) -> set[str]:
     if done.returncode:
         raise LabError(f"backplane: its links cannot be read: {done.stderr.strip()}; is it still there?")
     return {line.split()[0].partition("@")[0] for line in done.stdout.splitlines()}
+
+
+def _within(backplane: Process) -> list[str]:
+    """Return what a command begins with that is to run in the backplane's network."""
+    return ["nsenter", f"--net=/proc/{backplane.pid}/ns/net", "--"]
 
 
 class Wiring:
