@@ -297,7 +297,8 @@ def verify(
     from fabric.lab import verify as verifying
     from fabric.lab.lab import Lab
 
-    # A polite kill is an interrupt, which ends what was started.
+    # A polite kill is an interrupt, which ends what was started; a script's background ignores interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     lab = Lab.load(file)
     expectations = expect.load(file, lab.topology)

@@ -407,6 +407,19 @@ def test_whatever_it_started_has_ended_when_it_is_interrupted(
     assert "ok" not in out
 
 
+def test_a_polite_kill_ends_it_in_the_background_of_a_script_too(line: Lab, tmp_path: Path) -> None:
+    # There a shell has interrupts ignored for it, and what the test starts inherits that.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with command(line, tmp_path, NEVER) as process:
+            until(lambda: probes(line, "a"))
+            process.terminate()
+            assert process.wait(10) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: not [each for node in ("a", "r", "b") for each in probes(line, node)])
+
+
 def test_the_exit_status_tells_and_every_form_of_the_answer_says_the_same(line: Lab, tmp_path: Path) -> None:
     text = "within: 0.3\nreach: [{from: a, to: b}]\nroutes:\n- {node: a, present: [10.8.0.0/16]}\n"
     told: dict[str, str] = {}
