@@ -7,13 +7,15 @@ returns these values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Prefix: TypeAlias = IPv4Network | IPv6Network
+
+AS_SET = 0  # stands in a flat AS path for an AS_SET; RFC 7607 keeps it from being anybody's
 
 
 class Origin(StrEnum):
@@ -47,11 +49,31 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Attributes:
+    """What is sent with a prefix beside its next hop, as it stands on the wire.
+
+    `as_path` None is the plain one of a route of our own: the local AS to an external peer, empty to an internal
+    one; else it is whole, the local AS at its head where it has to be. `local_pref` goes to internal peers only.
+    `communities` are texts, "64500:1" a standard one and "64500:1:2" a large one.
+    """
+
+    origin: Origin = Origin.IGP
+    as_path: tuple[int, ...] | None = None
+    as_sets: frozenset[int] = frozenset()  # the members of the AS_SET that a 0 in `as_path` stands for
+    med: int | None = None
+    local_pref: int | None = None
+    communities: tuple[str, ...] = ()
+    originator_id: IPv4Address | None = None
+    cluster_list: tuple[IPv4Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """One prefix of an adj-RIB-out; `next_hop` None means the session's own source address."""
 
     prefix: Prefix
     next_hop: Address | None = None
+    attributes: Attributes = Attributes()
 
 
 AdjRibOut: TypeAlias = frozenset[Announcement]
@@ -59,11 +81,14 @@ AdjRibOut: TypeAlias = frozenset[Announcement]
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """One session this node should have: enough to configure a speaker.
+    """One session this node should have: enough to configure a speaker. A change of any of it resets the session.
 
     `source` is the local address of the TCP session and the next hop of what is announced on it.
-    `port` is the peer's; our own is always 179. `hold_time` and `restart_time` are seconds
-    (RFC 4271 §4.2, RFC 4724 §3).
+    `port` is the peer's, `listen_port` our own. `hold_time` and `restart_time` are seconds
+    (RFC 4271 §4.2, RFC 4724 §3); a keepalive is sent each third of the hold time agreed on.
+    `ttl_security` is the largest number of hops to the peer, 0 where its TTL is not checked (RFC 5082).
+    `password` signs the session's TCP segments (RFC 2385); "" for none.
+    `extended_next_hop`: an IPv6 session carries IPv4 too, with its IPv6 next hop (RFC 8950).
     """
 
     peer: Address
@@ -75,6 +100,15 @@ class SessionSpec:
     passive: bool = False
     hold_time: int = 90
     restart_time: int = 120
+    listen_port: int = 179
+    ttl_security: int = 0
+    password: str = field(default="", repr=False)
+    extended_next_hop: bool = False
+
+    @property
+    def families(self) -> frozenset[int]:
+        """The IP versions whose unicast prefixes it carries."""
+        return frozenset({4, 6} if self.extended_next_hop else {self.peer.version})
 
     @property
     def external(self) -> bool:
@@ -91,10 +125,22 @@ class SessionState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Notification:
+    """The last NOTIFICATION of a session (RFC 4271 §4.5), ours or the peer's; `at` is in seconds of the epoch."""
+
+    code: int
+    subcode: int
+    sent_by_us: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionStatus:
     """What a session is doing. `since` is in seconds of the Unix epoch.
 
-    `reason` says why it is not Established, in the words of the last event; empty when it is.
+    `reason` says why it is not Established, in the words of the last event; empty when it is. `notification` stays
+    from the last one on, whatever came after. `peer_id` is the BGP identifier of the peer's last OPEN.
+    `idle_until` is when a session that was closed for its number of prefixes is tried again, 0.0 for any other.
     `synced` says that the peer's adj-RIB-in is whole: its End-of-RIB came since the session is up, or
     the time to wait for one has passed. While it is False, a missing path means "not heard yet".
     """
@@ -104,6 +150,17 @@ class SessionStatus:
     reason: str = ""
     flaps: int = 0
     synced: bool = False
+    peer_id: IPv4Address | None = None
+    notification: Notification | None = None
+    idle_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How many UPDATEs a session has carried since the speaker knows of it."""
+
+    updates_in: int = 0
+    updates_out: int = 0
 
 
 AdjRibIn: TypeAlias = Mapping[Prefix, Path]

@@ -1,150 +1,281 @@
-"""Decide which BGP sessions this node should have, from the resources (calico-semantics §7, BGPPeer).
+"""Decide what each of this node's BGP sessions is, from the resources (calico-semantics §7).
 
-The agent's alone: it reads Calico's kinds, which the speaker must not import.
+Who asks for a session is in `bgp.claims`; here is what a claim becomes: addresses, AS numbers, timers, secrets,
+policies, or a problem that says why there is none. The agent's alone: it reads Calico's kinds, which the speaker
+must not import.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
-from typing import TypeAlias
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+from bgp.claims import Claim, claims, is_global
+from bgp.members import Member, Members, members
+from bgp.peering import MAX_PREFIXES, Here, NextHopMode, Peering, Policy, StaticRoute
 from bgp.rib import Address, SessionSpec
-from fabric.model.bgp import BGPConfiguration, BGPPeer, BGPPeerSpec
+from fabric.model import extensions
+from fabric.model.bgp import BGPConfiguration, BGPPeer, BGPPeerSpec, Password
+from fabric.model.bgpfilter import BGPFilter
+from fabric.model.fields import seconds
 from fabric.model.node import Node
-from policy import selector
 
-Interface: TypeAlias = IPv4Interface | IPv6Interface
-
-DEFAULT_AS = 64512  # Calico's, for nodes and clusters that name none
-DEFAULT_PORT = 179
-# Fields of a BGPPeer that are read, kept, and change nothing yet.
-WITHOUT_EFFECT = (
-    *("filters", "ttl_security", "local_as_number", "num_allowed_local_as_numbers", "source_address"),
-    *("max_restart_time", "keepalive_time", "peer_selector", "next_hop_mode", "reachable_by"),
-    *("keep_original_next_hop", "local_workload_selector", "reverse_peering"),
-)
+HOLD_TIME = 90
+MIN_HOLD_TIME, MAX_HOLD_TIME = 3, 65535  # RFC 4271 §§4.2, 6.2
+RESTART_TIME = 120
+MAX_RESTART_TIME = 4095  # RFC 4724 §3
+SECRETS = "/etc/fabricctl/secrets"
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
-    """What sessions need to know of this node; `addresses` are the host's own, with prefix lengths."""
+@dataclass(frozen=True)
+class Resources:
+    """The resources that sessions are made of; `node` is the name of this one."""
 
-    name: str
-    labels: Mapping[str, str]
-    as_number: int
-    ipv4: IPv4Address | None
-    ipv6: Address | None
-    addresses: tuple[Interface, ...]
+    node: str
+    nodes: tuple[Node, ...] = ()
+    configurations: tuple[BGPConfiguration, ...] = ()
+    peers: tuple[BGPPeer, ...] = ()
+    filters: tuple[BGPFilter, ...] = ()
 
 
-def local(node: Node, configuration: BGPConfiguration | None, addresses: Iterable[Interface]) -> Local | None:
-    """Return the facts of `node` that sessions are made of, or None where it takes no part in BGP."""
-    if (bgp := node.spec.bgp) is None:
-        return None
-    cluster_as = configuration.spec.as_number if configuration else None
-    return Local(
-        name=node.metadata.name,
-        labels=node.metadata.labels,
-        as_number=bgp.as_number or cluster_as or DEFAULT_AS,
-        ipv4=bgp.ipv4_address.ip if bgp.ipv4_address else None,
-        ipv6=bgp.ipv6_address.ip if bgp.ipv6_address else None,
-        addresses=tuple(sorted(addresses, key=str)),
+@dataclass(frozen=True)
+class Peerings:
+    """What this node's BGP should be.
+
+    `peerings` are by the peer's address, one each, since everything that follows knows a peer by its address.
+    `problems` says, by object ("BGPPeer tor1"), what of it this node does not do and why.
+    """
+
+    peerings: tuple[Peering, ...] = ()
+    static_routes: tuple[StaticRoute, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def peerings(resources: Resources, here: Here) -> Peerings:
+    """Return this node's sessions, which are none where its Node has no BGP part."""
+    found = members(resources.nodes, resources.configurations)
+    if (me := found.by_name.get(resources.node)) is None:
+        return Peerings()
+    if isinstance(me.as_number, str):
+        return Peerings(problems={f"Node {me.name}": f"{me.as_number}: it has no AS number, so no session"})
+    of_node = next(n for n in resources.nodes if n.metadata.name == me.name).metadata.annotations
+    settings = found.settings
+    context = _Context(
+        me=me,
+        found=found,
+        here=here,
+        mesh=BGPPeerSpec().model_copy(
+            update={
+                "password": settings.node_mesh_password,
+                "max_restart_time": settings.node_mesh_max_restart_time,
+            }
+        ),
+        filters={f.metadata.name: f for f in resources.filters},
+        drained=extensions.value(of_node, extensions.DRAINED, extensions.addresses, frozenset()),
+    )
+    claimed = claims(me, found, resources.peers, here.gateways)
+    said: defaultdict[str, dict[str, None]] = defaultdict(dict)  # by object, in order, each once
+    for kind, name, given in (("Node", me.name, of_node), ("BGPConfiguration", "default", found.annotations)):
+        said[f"{kind} {name}"] |= dict.fromkeys(_bad(kind, given, {}))
+    said |= {f"BGPPeer {name}": {why: None} for name, why in claimed.problems.items()}
+    own = {*here.loopback, *(uplink.address.ip for uplink in here.uplinks)}
+    made: dict[Address, Peering] = {}
+    static: list[StaticRoute] = []
+    for address, claim in sorted(claimed.standing.items(), key=lambda item: (item[0].version, int(item[0]))):
+        if address in own:
+            continue
+        asked_by = said[f"BGPPeer {claim.peer.metadata.name}" if claim.peer else "BGPConfiguration default"]
+        asked_by |= dict.fromkeys(_notes(claim, context))
+        try:
+            made[address] = _peering(claim, context)
+        except _NoSession as why:
+            asked_by[f"{why}: no session"] = None
+        else:
+            static += _static_route(claim)
+    problems = {name: "; ".join(whys) for name, whys in sorted(said.items()) if whys}
+    return Peerings(tuple(made.values()), tuple(static), problems)
+
+
+def secret_place(name: str, key: str) -> tuple[str, str]:
+    """Return where a secret is looked for: a file, and an environment variable."""
+    variable = "".join(c if c.isascii() and c.isalnum() else "_" for c in f"{name}_{key}").upper()
+    return f"{SECRETS}/{name}/{key}", f"FABRICCTL_SECRET_{variable}"
+
+
+def secret_refs(resources: Resources) -> frozenset[tuple[str, str]]:
+    """Return name and key of every secret that a session may need."""
+    cluster = [c.spec.node_mesh_password for c in resources.configurations if c.metadata.name == "default"]
+    passwords = [*cluster, *(peer.spec.password for peer in resources.peers)]
+    return frozenset(ref for password in passwords if password and (ref := _ref(password)))
+
+
+def _ref(password: Password) -> tuple[str, str] | None:
+    ref = password.secret_key_ref or {}
+    name, key = ref.get("name"), ref.get("key")
+    return (name, key) if isinstance(name, str) and isinstance(key, str) and name and key else None
+
+
+@dataclass(frozen=True)
+class _Context:
+    """`mesh` is the mesh's sessions as a BGPPeer would have them."""
+
+    me: Member
+    found: Members
+    here: Here
+    mesh: BGPPeerSpec
+    filters: Mapping[str, BGPFilter]
+    drained: frozenset[Address]
+
+
+class _NoSession(Exception):
+    """A claim cannot become a session; the text says why."""
+
+
+def _peering(claim: Claim, context: _Context) -> Peering:
+    if isinstance(claim.local_as, str) or isinstance(claim.peer_as, str):
+        raise _NoSession(claim.local_as if isinstance(claim.local_as, str) else claim.peer_as)
+    me = context.me
+    spec = claim.peer.spec if claim.peer else context.mesh
+    said = claim.peer.metadata.annotations if claim.peer else {}
+    own = me.addresses.get(claim.address.version)
+    restart = spec.max_restart_time
+    session = SessionSpec(
+        peer=claim.address,
+        peer_as=claim.peer_as,
+        source=_source(claim, context),
+        local_as=claim.local_as,
+        router_id=me.router_id,
+        port=claim.port,
+        passive=bool(_one_calls(claim) and own and str(claim.address) > str(own)),
+        hold_time=_hold_time(spec.keepalive_time) if spec.keepalive_time else HOLD_TIME,
+        restart_time=min(_whole(restart), MAX_RESTART_TIME) if restart else RESTART_TIME,
+        listen_port=me.port,
+        ttl_security=spec.ttl_security or 0,
+        password=_password(spec.password, context.here),
+        extended_next_hop=claim.address.version == 6 and _flag(said, extensions.EXTENDED_NEXT_HOP),
+    )
+    theirs = claim.other.cluster_id if claim.other else None
+    return Peering(
+        spec=session,
+        name=claim.peer.metadata.name if claim.peer else "",
+        source=claim.source,
+        reflector_client=bool(me.cluster_id) and not session.external and theirs != me.cluster_id,
+        cluster_id=me.cluster_id,
+        allow_own_as=max(0, spec.num_allowed_local_as_numbers or 0),
+        next_hop=_next_hop_mode(spec, session),
+        filters=tuple(context.filters[name] for name in spec.filters if name in context.filters),
+        import_policy=_policy(extensions.IMPORT, said, context),
+        export_policy=_policy(extensions.EXPORT, said, context),
+        max_prefixes=_max_prefixes(said, context),
+        required=_flag(said, extensions.REQUIRED),
+        drained=claim.address in context.drained,
     )
 
 
-def sessions(me: Local, peers: Iterable[BGPPeer]) -> frozenset[SessionSpec]:
-    """Return this node's sessions: one for each BGPPeer that selects it and has an address of its own.
-
-    An address given twice is one session, whatever the ports, since everything that follows knows a peer
-    by its address; the resource whose name sorts first gives the settings.
-
-    A peer with a password gets none: the session would come up without what was to protect it.
-    """
-    found: dict[Address, SessionSpec] = {}
-    for peer in sorted(peers, key=lambda p: p.metadata.name):
-        if selects(peer, me) and (spec := _session(peer, me)):
-            found.setdefault(spec.peer, spec)
-    return frozenset(found.values())
+def _one_calls(claim: Claim) -> bool:
+    """Whether of the two nodes the one with the lower address, as text, waits for the other: where Calico has it so."""
+    by_address = claim.peer is not None and is_global(claim.peer) and claim.peer.spec.peer_ip is not None
+    return claim.other is not None and (claim.peer is None or (by_address and not claim.reverse))
 
 
-def problems(me: Local, peers: Iterable[BGPPeer]) -> dict[str, str]:
-    """Return, by name, what this node does not do of what the peers that select it ask for."""
-    found = {peer.metadata.name: _problem(peer.spec) for peer in peers if selects(peer, me)}
-    return {name: why for name, why in found.items() if why}
+def _source(claim: Claim, context: _Context) -> Address:
+    """The session's source and next hop: the node's address, or by leave that of the link which the peer is on."""
+    own = context.me.addresses.get(claim.address.version)
+    if claim.peer and not claim.reverse and by_link(claim.peer):
+        own = _on_link(claim.address, context.here, own) or own
+    if own is None:
+        raise _NoSession(f"this node has no IPv{claim.address.version} address to meet {claim.address} from")
+    return own
 
 
-def _problem(spec: BGPPeerSpec) -> str:
-    if spec.password is not None:
-        return "password is not supported yet: no session"
-    fields = type(spec).model_fields
-    ignored = [fields[name].alias for name in WITHOUT_EFFECT if getattr(spec, name)]
-    return "; ".join(f"{name} has no effect yet" for name in ignored)
+def by_link(peer: BGPPeer) -> bool:
+    """Whether its sessions have the address of the link that the peer is on for their source."""
+    said = peer.metadata.annotations
+    # A peer of `node join --peer` of a version that did not write `source` was met from its link, and still is.
+    source = said.get(extensions.SOURCE, extensions.UPLINK if extensions.NODE_ID in said else "")
+    return source == extensions.UPLINK or peer.spec.source_address == "None"
 
 
-def selects(peer: BGPPeer, me: Local) -> bool:
-    """`peer` is meant for this node: named, selected, or global (neither is given)."""
-    if peer.spec.node:
-        return peer.spec.node == me.name
-    if peer.spec.node_selector:
-        return selector.parse(peer.spec.node_selector).matches(me.labels)
-    return True
-
-
-def _session(peer: BGPPeer, me: Local) -> SessionSpec | None:
-    if not peer.spec.peer_ip or peer.spec.as_number is None or peer.spec.password is not None:
-        return None
-    address, port = parse_peer_ip(peer.spec.peer_ip)
-    source = source_for(address, me)
-    if source is None or address in {me.ipv4, me.ipv6, *(interface.ip for interface in me.addresses)}:
-        return None
-    return SessionSpec(
-        peer=address,
-        peer_as=peer.spec.as_number,
-        source=source,
-        local_as=me.as_number,
-        router_id=me.ipv4 or _hashed_id(me.name),
-        port=port,
-    )
-
-
-def _hashed_id(name: str) -> IPv4Address:
-    """Return the router id of a node without an IPv4 address: never zero, as Calico's `hash` makes it."""
-    octets = hashlib.sha256(name.encode()).digest()[:4]
-    first = octets[0] if octets[0] < 224 else octets[0] - 32  # some routers refuse a multicast one
-    return IPv4Address(int.from_bytes([first, *octets[1:]]) or 1)
-
-
-def source_for(peer: Address, me: Local) -> Address | None:
-    """Return the session's source and next hop.
-
-    A peer on a link of its own gets that link's address; otherwise the node's address of its family,
-    or None where the node has none.
-    """
-    on_link = [
-        interface
-        for interface in me.addresses
-        if interface.version == peer.version and peer in interface.network and peer != interface.ip
+def _on_link(peer: Address, here: Here, own: Address | None) -> Address | None:
+    """This host's address with the longest prefix around `peer`; of equal ones `own`, the node's, if it is one."""
+    around = [
+        uplink.address
+        for uplink in here.uplinks
+        if uplink.address.version == peer.version
+        and peer in uplink.address.network
+        and peer != uplink.address.ip
     ]
-    if on_link:
-        return max(on_link, key=lambda i: i.network.prefixlen).ip
-    return me.ipv4 if peer.version == 4 else me.ipv6
+    return max(around, key=lambda i: (i.network.prefixlen, i.ip == own, int(i.ip))).ip if around else None
 
 
-def parse_peer_ip(text: str) -> tuple[Address, int]:
-    """Split Calico's `peerIP`, `ADDRESS`, `A.B.C.D:PORT` or `[V6]:PORT`, into address and port.
+def _hold_time(keepalive: str) -> int:
+    return min(max(3 * _whole(keepalive), MIN_HOLD_TIME), MAX_HOLD_TIME)
 
-    Raises:
-        ValueError: it is none of them, or an address with a scope id.
-    """
-    if "%" in text:
-        raise ValueError(f"{text!r} has a scope id")
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]:")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    else:
-        host, port = text, ""
-    return ip_address(host), int(port) if port else DEFAULT_PORT
+
+def _whole(duration: str) -> int:
+    return int(seconds(duration) + 0.5)
+
+
+def _password(password: Password | None, here: Here) -> str:
+    if password is None:
+        return ""
+    if (ref := _ref(password)) is None:
+        raise _NoSession("password has no secretKeyRef with a name and a key")
+    if ref not in here.secrets:
+        file, variable = secret_place(*ref)
+        raise _NoSession(
+            f"password: no secret of 1 to 80 bytes in {file}, nor in the agent's environment as {variable}"
+        )
+    return here.secrets[ref]
+
+
+def _flag(said: Mapping[str, str], key: str) -> bool:
+    return extensions.value(said, key, extensions.flag, default=False)
+
+
+def _next_hop_mode(spec: BGPPeerSpec, session: SessionSpec) -> NextHopMode:
+    if spec.next_hop_mode:
+        return NextHopMode(spec.next_hop_mode.lower())
+    return NextHopMode.KEEP if spec.keep_original_next_hop and session.external else NextHopMode.AUTO
+
+
+def _policy(key: str, said: Mapping[str, str], context: _Context) -> Policy:
+    cluster = extensions.value(context.found.annotations, key, Policy, Policy.SAFE)
+    # A bad one on the BGPPeer was written to deviate from the cluster's: the safe one it is, not that.
+    return extensions.value(said, key, Policy, Policy.SAFE if key in said else cluster)
+
+
+def _max_prefixes(said: Mapping[str, str], context: _Context) -> int:
+    key = extensions.MAX_PREFIX
+    cluster = extensions.value(context.found.annotations, key, extensions.count, MAX_PREFIXES)
+    return extensions.value(said, key, extensions.count, MAX_PREFIXES if key in said else cluster)
+
+
+def _static_route(claim: Claim) -> Iterable[StaticRoute]:
+    gateway = claim.peer.spec.reachable_by if claim.peer and not claim.reverse else None
+    return [StaticRoute(claim.address, gateway)] if gateway else []
+
+
+def _notes(claim: Claim, context: _Context) -> Iterator[str]:
+    """What of the claim is not done, though there may be a session."""
+    if claim.peer is None:
+        return
+    spec, said = claim.peer.spec, claim.peer.metadata.annotations
+    fields = type(spec).model_fields
+    yield from _bad(
+        "BGPPeer", said, {field.alias or name: getattr(spec, name) for name, field in fields.items()}
+    )
+    for name in spec.filters:
+        if name not in context.filters:
+            yield f"filter {name}: there is no BGPFilter of that name; the others hold"
+    restart, keepalive = spec.max_restart_time, spec.keepalive_time
+    if restart and _whole(restart) > MAX_RESTART_TIME:
+        yield f"maxRestartTime {restart}: {MAX_RESTART_TIME} s, the most that BGP can say, is used"
+    if keepalive and _hold_time(keepalive) != 3 * _whole(keepalive):
+        yield f"keepaliveTime {keepalive}: the hold time, three times that, is {MIN_HOLD_TIME} to {MAX_HOLD_TIME} s"
+
+
+def _bad(kind: str, given: Mapping[str, str], spec: Mapping[str, object]) -> Iterator[str]:
+    for key, rule in extensions.problems(kind, given, spec).items():
+        yield f'annotation {key}: "{given[key]}": {rule}'

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bgp.speaker.codec import decode, encode
-from bgp.speaker.seam import Event, Wanted
+from bgp.speaker.rewanted import Rewanted, difference
+from bgp.speaker.seam import Event, Reset, Wanted
 from fabric.errors import SpeakerError
 
 LINE_LIMIT = 1 << 28  # a snapshot of 100,000 paths is one line of some 20 MB
@@ -19,6 +20,7 @@ class SpeakerClient:
 
     def __init__(self, path: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._path, self._reader, self._writer = path, reader, writer
+        self._wanted: Wanted | None = None  # the last one handed down here
 
     @classmethod
     async def connect(cls, path: Path) -> SpeakerClient:
@@ -34,12 +36,21 @@ class SpeakerClient:
 
     async def want(self, wanted: Wanted) -> None:
         """Hand down the whole desired state; returns when the speaker's socket has taken it."""
+        before, self._wanted = self._wanted, wanted
+        message = wanted if before is None else difference(before, wanted)
+        await self._say(message, "hand down the wanted sessions")
+
+    async def reset(self, reset: Reset) -> None:
+        """End one session; returns when the speaker's socket has taken the order."""
+        await self._say(reset, f"reset the session with {reset.peer}")
+
+    async def _say(self, message: Wanted | Rewanted | Reset, what: str) -> None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                self._writer.write(encode(wanted))
+                self._writer.write(encode(message))
                 await self._writer.drain()
         except (OSError, TimeoutError) as err:
-            raise self._ended("hand down the wanted sessions", err) from err
+            raise self._ended(what, err) from err
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield a Snapshot, then deltas, until the connection ends."""
@@ -51,8 +62,9 @@ class SpeakerClient:
             if not line.endswith(b"\n"):
                 raise self._ended("read events", EOFError("connection closed"))
             message = decode(line)
-            if isinstance(message, Wanted):
-                raise SpeakerError(f"read events from {self._path}: got a Wanted, which only goes down")
+            if isinstance(message, Wanted | Rewanted | Reset):
+                kind = type(message).__name__
+                raise SpeakerError(f"read events from {self._path}: got a {kind}, which only goes down")
             yield message
 
     async def close(self) -> None:

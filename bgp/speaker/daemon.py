@@ -17,8 +17,9 @@ import logging
 import os
 import random
 import socket
+import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -27,9 +28,9 @@ from bgp.rib import Address, SessionSpec
 from bgp.speaker.client import LINE_LIMIT
 from bgp.speaker.codec import decode, encode
 from bgp.speaker.exabgp import START_SECONDS, Exabgp, end
-from bgp.speaker.exabgp_config import PORT
 from bgp.speaker.exabgp_wire import Heard
-from bgp.speaker.seam import SessionChanged, SessionGone, Wanted
+from bgp.speaker.rewanted import Rewanted, applied
+from bgp.speaker.seam import Event, Reset, SessionChanged, SessionGone, Wanted
 from bgp.speaker.tables import Effects, Tables
 from fabric.errors import SpeakerError, Taken
 
@@ -46,6 +47,7 @@ TICK_SECONDS = 1.0
 # a peer that reads nothing holds them up until its hold time is over.
 DRAIN_SECONDS = 30.0
 RECHECK_SECONDS = 2.0  # for a source address to appear on this node
+TCP_MD5SIG = 14  # linux/tcp.h
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 BACKLOG_BYTES = 1 << 28  # an agent this far behind is cut off; its next connection gets a snapshot
 
@@ -88,9 +90,10 @@ class Daemon:
         writer.write(encode(self._tables.snapshot()))
         self._agents.add(writer)
         log.info("agent connected")
+        wanted: Wanted | None = None  # as this agent said last
         try:
             while line := await reader.readline():
-                self._on_message(line)
+                wanted = self._on_message(line, wanted)
         except (OSError, SpeakerError) as err:
             log.warning("agent: %s", err)
         finally:
@@ -98,10 +101,24 @@ class Daemon:
             writer.close()
             log.info("agent left; sessions and announcements stand")
 
-    def _on_message(self, line: bytes) -> None:
-        wanted = decode(line)
-        if not isinstance(wanted, Wanted):
-            raise SpeakerError(f"got {type(wanted).__name__} from an agent; only Wanted comes from there")
+    def _on_message(self, line: bytes, before: Wanted | None) -> Wanted | None:
+        match decode(line):
+            case Wanted() as wanted:
+                self._want(wanted)
+                return wanted
+            case Rewanted() as change if before is not None:
+                self._want(wanted := applied(before, change))
+                return wanted
+            case Reset() as reset:
+                log.info("session %s: to be reset, subcode %d", reset.peer, reset.subcode)
+                self._effect(self._tables.reset(reset, time.time()))
+                return before
+            case message:
+                raise SpeakerError(
+                    f"got {type(message).__name__} from an agent, which is not the time or the way for it"
+                )
+
+    def _want(self, wanted: Wanted) -> None:
         before = self._tables.wanted
         self._effect(self._tables.want(wanted, time.time()))
         if before is None or before.sessions != wanted.sessions:
@@ -126,6 +143,8 @@ class Daemon:
     def _effect(self, effects: Effects) -> None:
         if self._exabgp is not None:
             self._exabgp.send(effects.commands)
+        if effects.reconfigure:
+            self._rewanted.set()
         events = effects.events()
         for event in events:
             if isinstance(event, SessionChanged):
@@ -133,10 +152,10 @@ class Daemon:
                 log.info("session %s: %s %s", event.peer, event.status.state, note)
             elif isinstance(event, SessionGone):
                 log.info("session %s: gone", event.peer)
-        if events and self._agents:
-            self._tell(b"".join(map(encode, events)))
+        self._tell(events)
 
-    def _tell(self, lines: bytes) -> None:
+    def _tell(self, events: Sequence[Event]) -> None:
+        lines = b"".join(map(encode, events)) if self._agents else b""
         for writer in self._agents:
             if writer.transport.get_write_buffer_size() > BACKLOG_BYTES:
                 writer.transport.abort()
@@ -151,6 +170,7 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._effect(self._tables.expire(time.time()))
+            self._tell(self._tables.counted())
 
     async def _supervise(self) -> None:
         backoff = BACKOFF_FIRST
@@ -190,14 +210,15 @@ class Daemon:
 
     def _configurable(self, running: frozenset[SessionSpec]) -> frozenset[SessionSpec]:
         """The wanted sessions less those that would keep ExaBGP from starting, whose status says why."""
-        wanted = self._tables.wanted or Wanted()
-        bound = {spec.source for spec in running}
+        wanted = (self._tables.wanted or Wanted()).sessions - self._tables.idle()
+        bound = {(spec.source, spec.listen_port) for spec in running}
         refused: dict[Address, str] = {}
-        for spec in wanted.sessions:
-            if reason := self._faults.get(spec) or (spec.source not in bound and _cannot_listen(spec.source)):
+        for spec in wanted:
+            free = (spec.source, spec.listen_port) not in bound
+            if reason := self._faults.get(spec) or _cannot_sign(spec) or (free and _cannot_listen(spec)):
                 refused[spec.peer] = reason
         self._effect(self._tables.refuse(refused, time.time()))
-        return frozenset(spec for spec in wanted.sessions if spec.peer not in refused)
+        return frozenset(spec for spec in wanted if spec.peer not in refused)
 
     async def _taken(self, exabgp: Exabgp, sessions: frozenset[SessionSpec]) -> bool:
         """Whether ExaBGP takes `sessions`; those it does not take are not configurable until a recheck.
@@ -278,9 +299,9 @@ class Daemon:
                 await self._withdrawn()
                 if self._target(exabgp) != target:
                     continue  # wanted otherwise meanwhile
+                await self._reload(exabgp, target)
                 if not target:
                     return
-                await self._reload(exabgp, target)
 
     def _target(self, exabgp: Exabgp) -> frozenset[SessionSpec]:
         return self._configurable(exabgp.sessions) - self._tables.renewed(exabgp.sessions)
@@ -307,17 +328,35 @@ async def _exited(process: asyncio.subprocess.Process) -> None:
     raise SpeakerError(f"ExaBGP ended with exit status {await process.wait()}")
 
 
-def _cannot_listen(source: Address) -> str:
-    """Why ExaBGP could not bind to `source`, or "". It exits on that at start, with every session."""
-    family = socket.AF_INET if source.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+def _cannot_listen(spec: SessionSpec) -> str:
+    """Why ExaBGP could not bind to its source, or "". It exits on that at start, with every session."""
+    what = f"cannot listen on {spec.source} port {spec.listen_port}"
+    with _probe(spec) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((str(source), PORT))
+            probe.bind((str(spec.source), spec.listen_port))
         except OSError as err:
-            what = f"cannot listen on {source} port {PORT}"
             return f"{what}: {os.strerror(err.errno or 0)} [{errno.errorcode.get(err.errno or 0, '?')}]"
     return ""
+
+
+def _cannot_sign(spec: SessionSpec) -> str:
+    """Why its segments could not be signed (RFC 2385), or "": not every kernel can."""
+    if not spec.password:
+        return ""
+    with _probe(spec) as probe:
+        try:
+            # The removal of a key that is not there: struct tcp_md5sig, but for its family all zeros.
+            probe.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, struct.pack("=H214x", probe.family))
+        except OSError as err:
+            if err.errno != errno.ENOENT:
+                return f"cannot use its password: this kernel signs no TCP segments: {os.strerror(err.errno or 0)}"
+    return ""
+
+
+def _probe(spec: SessionSpec) -> socket.socket:
+    family = socket.AF_INET if spec.source.version == 4 else socket.AF_INET6
+    return socket.socket(family, socket.SOCK_STREAM)
 
 
 @contextmanager

@@ -11,13 +11,23 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from bgp.rib import Address, SessionSpec
 from bgp.speaker import exabgp_config, exabgp_wire
-from bgp.speaker.exabgp_wire import Command, Heard, Neighbor, Neighbors, Refused, Unreadable
+from bgp.speaker.exabgp_wire import (
+    Answered,
+    Command,
+    Down,
+    Heard,
+    Neighbor,
+    Neighbors,
+    Teardown,
+    Unreadable,
+)
+from bgp.speaker.outbox import Outbox
 from fabric.errors import SpeakerError
 
 log = logging.getLogger(__name__)
@@ -42,6 +52,7 @@ class Exabgp:
         self.sessions: frozenset[SessionSpec] = frozenset()
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._outbox = Outbox()
         self._shown: asyncio.Queue[Neighbors] = asyncio.Queue()
         self._unanswered = 0
         self._misread: set[tuple[Address | None, str]] = set()
@@ -63,7 +74,7 @@ class Exabgp:
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Hand on what ExaBGP says until the stream ends."""
         rest = b""
-        while data := await reader.read(1 << 18):
+        while data := await self._read(reader):
             self._unanswered = 0
             *lines, rest = (rest + data).split(b"\n")
             heard = [
@@ -72,15 +83,26 @@ class Exabgp:
             for message in heard:
                 self._note(message)
             self._hear(heard)
+            self._flush()
             await asyncio.sleep(0)  # a flood must not starve the agents' sockets
         raise SpeakerError("ExaBGP closed its end of the pump")
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.read(1 << 18)
+        except OSError as err:  # also of what was written
+            raise SpeakerError(f"ExaBGP's pump is gone: {err}") from err
 
     def _note(self, message: Heard) -> None:
         if isinstance(message, Neighbors):
             self._shown.put_nowait(message)
-        elif isinstance(message, Refused):
-            # Harmless where a session ended while its End-of-RIB was on the way; else a bug of ours.
-            log.warning("ExaBGP refused a command")
+        elif isinstance(message, Down):
+            self._outbox.drop(message.peer)
+        elif isinstance(message, Answered):
+            self._outbox.answered()
+            if not message.done:
+                # Harmless where a session ended while its End-of-RIB was on the way; else a bug of ours.
+                log.warning("ExaBGP refused a command")
         elif isinstance(message, Unreadable) and (message.peer, message.kind) not in self._misread:
             self._misread.add((message.peer, message.kind))
             state = f"{len(message.withdrawn)} prefixes in it count as withdrawn"
@@ -96,32 +118,46 @@ class Exabgp:
 
     def send(self, commands: Iterable[Command]) -> None:
         """Queue `commands`; without a pump they are dropped, since each `up` sends everything again."""
+        if self._writer is None:
+            return
         for command in commands:
-            for line in exabgp_wire.render(command):
-                self._say(line)
+            if isinstance(command, Teardown):
+                self._outbox.drop(command.peer)
+                for line in exabgp_wire.render(command):
+                    self._say(line)
+            else:
+                self._outbox.put(command.peer, exabgp_wire.render(command))
+        self._flush()
+
+    def _flush(self) -> None:
+        for line in self._outbox.take():
+            self._write(line)
 
     def _say(self, line: str) -> None:
+        """Have `line` go out before all that waits."""
+        if self._writer is not None:
+            self._outbox.gone_out()
+            self._write(line)
+
+    def _write(self, line: str) -> None:
         if self._writer is not None:
             self._writer.write(line.encode("ascii") + b"\n")
 
     async def reload(self, sessions: frozenset[SessionSpec]) -> None:
         """Make ExaBGP run exactly `sessions`; those it runs already are not touched.
 
-        One failed reload wedges all later ones: ask for `faults` first. `done` comes before the outcome
-        and a reload is silently lost while routes are waiting to be sent, so it is repeated until
-        `show neighbor` agrees.
+        One failed reload wedges all later ones: ask for `faults` first. `done` comes before the outcome,
+        so it is repeated until `show neighbor` agrees.
 
         Raises:
             SpeakerError: it took the file and does not show it; only a restart cures that.
         """
         _write(self._config, self._render(sessions))
-        before, self.sessions = _shown(self.sessions), sessions
-        # What `show neighbor` cannot show may have changed alone: then one answer proves nothing.
-        rounds = 2 if before == _shown(sessions) else 1
+        self.sessions = sessions
+        want = frozenset(Neighbor(spec.peer, exabgp_config.fingerprint(spec)) for spec in sessions)
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
-                for _ in range(rounds):
-                    await self._reload_until(_shown(sessions))
+                await self._reload_until(want)
         except TimeoutError:
             raise SpeakerError("ExaBGP reloaded its configuration and shows other sessions") from None
 
@@ -154,7 +190,7 @@ class Exabgp:
         alone = {spec: await self._validate([spec]) for spec in new}
         return {spec: why for spec, why in alone.items() if why} or dict.fromkeys(new, whole)
 
-    async def _validate(self, sessions: Iterable[SessionSpec]) -> str:
+    async def _validate(self, sessions: Collection[SessionSpec]) -> str:
         """Return why ExaBGP refuses `sessions`, or ""; raise SpeakerError where it did not get to say."""
         path = self._config.with_suffix(".new")
         try:
@@ -164,6 +200,8 @@ class Exabgp:
         if status < 0:
             raise SpeakerError(f"cannot have ExaBGP validate {path}: signal {-status} ended it")
         said = out.decode(errors="replace").split("\n\n")[-1].strip()
+        for spec in sessions:
+            said = said.replace(exabgp_config.secret(spec), "...") if spec.password else said
         return f"ExaBGP refuses its configuration: {said}" if status else ""
 
     async def _validated(self, path: Path, text: str) -> tuple[int, bytes]:
@@ -181,7 +219,7 @@ class Exabgp:
     async def _spawn(self, verb: str, path: Path, output: int | None = None) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", "--"),
-            *(sys.executable, "-m", "exabgp", verb, str(path)),
+            *(sys.executable, "-P", str(Path(__file__).with_name("exabgp_main.py")), verb, str(path)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output or 2,  # both to our stderr: its stdout is nobody's protocol
             stderr=asyncio.subprocess.STDOUT,
@@ -191,12 +229,6 @@ class Exabgp:
     def _render(self, sessions: Iterable[SessionSpec]) -> str:
         pump = Path(__file__).with_name("pump.py")
         return exabgp_config.render(sessions, f"{sys.executable} -I -S {pump} {self._pump_socket}")
-
-
-def _shown(sessions: Iterable[SessionSpec]) -> frozenset[Neighbor]:
-    return frozenset(
-        Neighbor(spec.peer, spec.source, spec.peer_as, spec.local_as, spec.hold_time) for spec in sessions
-    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,58 +17,30 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from itertools import chain, groupby
 from typing import Any, TypeAlias
 
-from bgp.rib import Address, Announcement, Origin, Path, Prefix
+from bgp import notifications
+from bgp.rib import AS_SET, Address, Announcement, Attributes, Origin, Path, Prefix
 
 BATCH = 1000  # prefixes a line: 10,000 take 3 s this way, 8 s one a line
-AS_SET = 0  # stands in a flat AS path for an AS_SET; RFC 7607 keeps it from being anybody's
+FAMILIES: Mapping[int, str] = {4: "ipv4 unicast", 6: "ipv6 unicast"}
 
-# RFC 4271 §4.5, RFC 4486 §3, RFC 5492 §3, RFC 8538 §3. Subcode 0 is the code alone.
-NOTIFICATIONS: Mapping[tuple[int, int], str] = {
-    (1, 0): "message header error",
-    (1, 1): "connection not synchronized",
-    (1, 2): "bad message length",
-    (1, 3): "bad message type",
-    (2, 0): "OPEN message error",
-    (2, 1): "unsupported version number",
-    (2, 2): "bad peer AS",
-    (2, 3): "bad BGP identifier",
-    (2, 4): "unsupported optional parameter",
-    (2, 6): "unacceptable hold time",
-    (2, 7): "unsupported capability",
-    (3, 0): "UPDATE message error",
-    (3, 1): "malformed attribute list",
-    (3, 2): "unrecognized well-known attribute",
-    (3, 3): "missing well-known attribute",
-    (3, 4): "attribute flags error",
-    (3, 5): "attribute length error",
-    (3, 6): "invalid ORIGIN attribute",
-    (3, 8): "invalid NEXT_HOP attribute",
-    (3, 9): "optional attribute error",
-    (3, 10): "invalid network field",
-    (3, 11): "malformed AS_PATH",
-    (4, 0): "hold timer expired",
-    (5, 0): "finite state machine error",
-    (6, 0): "cease",
-    (6, 1): "maximum number of prefixes reached",
-    (6, 2): "administrative shutdown",
-    (6, 3): "peer de-configured",
-    (6, 4): "administrative reset",
-    (6, 5): "connection rejected",
-    (6, 6): "other configuration change",
-    (6, 7): "connection collision resolution",
-    (6, 8): "out of resources",
-    (6, 9): "hard reset",
-}
-_NOTIFICATION = re.compile(r"notification (?:sent|received) \((\d+),(\d+)\)")
+_NOTIFICATION = re.compile(r"notification (sent|received) \((\d+),(\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The peer's OPEN: whether it keeps our routes over a restart, and says its own forwarding broke."""
+    """The peer's OPEN; families are by IP version.
+
+    `families` are those it carries, IPv4 over IPv6 only with an IPv6 next hop (RFC 8950). `graceful` are those
+    whose routes it keeps over a restart, `forwarding_lost` those it says its own restart broke, and `restart_time`
+    how many seconds that may take.
+    """
 
     peer: Address
-    graceful: bool
-    forwarding_lost: bool
+    peer_id: IPv4Address
+    families: frozenset[int]
+    graceful: frozenset[int] = frozenset()
+    forwarding_lost: frozenset[int] = frozenset()
+    restart_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +55,7 @@ class Down:
     peer: Address
     reason: str
     code: tuple[int, int] | None = None
+    sent_by_us: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +67,26 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class EndOfRib:
-    """The peer's (RFC 4724 §2), or `ours` has left for it."""
+    """The peer's for one family (RFC 4724 §2), or `ours` has left for it."""
 
     peer: Address
+    family: int
     ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbor:
-    """One session as ExaBGP has it: what `show neighbor json` lets us compare."""
+class Sent:
+    """An UPDATE has left for the peer."""
 
     peer: Address
-    source: Address
-    peer_as: int
-    local_as: int
-    hold_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """One session as ExaBGP has it; `description` is the one in its configuration."""
+
+    peer: Address
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +97,10 @@ class Neighbors:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """ExaBGP answered `error`; it does not say to what."""
+class Answered:
+    """ExaBGP has dealt with one command, or refused it; it does not say which."""
+
+    done: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +116,7 @@ class Unreadable:
     withdrawn: tuple[Prefix, ...] = ()
 
 
-Heard: TypeAlias = Opened | Up | Down | Received | EndOfRib | Neighbors | Refused | Unreadable
+Heard: TypeAlias = Opened | Up | Down | Received | EndOfRib | Sent | Neighbors | Answered | Unreadable
 # What reading JSON of another shape than expected can raise.
 _MISREAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -156,9 +136,18 @@ class Withdraw:
 @dataclass(frozen=True, slots=True)
 class SendEndOfRib:
     peer: Address
+    family: int
 
 
-Command: TypeAlias = Announce | Withdraw | SendEndOfRib
+@dataclass(frozen=True, slots=True)
+class Teardown:
+    """End an Established session with a Cease; after subcode 1 ExaBGP does not try it again."""
+
+    peer: Address
+    subcode: int
+
+
+Command: TypeAlias = Announce | Withdraw | SendEndOfRib | Teardown
 
 PING = "version"  # answered at once, which shows that ExaBGP is not stalled
 SHOW = "show neighbor json"
@@ -166,7 +155,7 @@ RELOAD = "reload"
 
 
 def parse(line: str) -> Heard | None:
-    """Return what `line` says, or None where nothing follows from it (acks, keepalives, banners).
+    """Return what `line` says, or None where nothing follows from it (keepalives, banners).
 
     Never raises: a peer decides on much of what is in a line, and must not end the speaker.
     """
@@ -186,18 +175,18 @@ def _unreadable(line: str, err: Exception) -> Unreadable:
     except _MISREAD:
         return Unreadable(f"line: {type(err).__name__}", why)
     received = raw["type"] == "update" and neighbor.get("direction") == "receive"
-    return Unreadable(kind, why, peer, tuple(_named(neighbor, peer.version)) if received else ())
+    return Unreadable(kind, why, peer, tuple(_named(neighbor)) if received else ())
 
 
-def _named(neighbor: Mapping[str, Any], version: int) -> Iterator[Prefix]:
-    """Yield every prefix of `version` that an UPDATE announces or withdraws, where it can be told."""
-    family = f"ipv{version} unicast"
+def _named(neighbor: Mapping[str, Any]) -> Iterator[Prefix]:
+    """Yield every prefix that an UPDATE announces or withdraws, where it can be told."""
     try:
         update = neighbor["message"]["update"]
-        announced = update.get("announce", {}).get(family, {}).values()
-        for nlri in [*chain.from_iterable(announced), *update.get("withdraw", {}).get(family, ())]:
-            with suppress(*_MISREAD):
-                yield _prefix(nlri["nlri"])
+        for family in FAMILIES.values():
+            announced = update.get("announce", {}).get(family, {}).values()
+            for nlri in [*chain.from_iterable(announced), *update.get("withdraw", {}).get(family, ())]:
+                with suppress(*_MISREAD):
+                    yield _prefix(nlri["nlri"])
     except _MISREAD:
         return
 
@@ -211,7 +200,7 @@ def _parse(line: str) -> Heard | None:
     if line.startswith("["):
         return Neighbors(frozenset(map(_neighbor, json.loads(line))))
     if not line.startswith("{"):
-        return Refused() if line == "error" else None
+        return Answered(line == "done") if line in ("done", "error") else None
     raw = json.loads(line)
     neighbor = raw.get("neighbor")
     if neighbor is None:  # its own shutdown, which we see as the end of the stream
@@ -221,7 +210,7 @@ def _parse(line: str) -> Heard | None:
         case "state":
             return _state(peer, neighbor)
         case "open" if neighbor["direction"] == "receive":
-            return _opened(peer, neighbor["open"]["capabilities"].get("64", {}))
+            return _opened(peer, neighbor["open"])
         case "update":
             return _update(peer, neighbor["message"], received=neighbor["direction"] == "receive")
     return None
@@ -239,32 +228,67 @@ def _state(peer: Address, neighbor: Mapping[str, Any]) -> Heard | None:
 def _down(peer: Address, reason: str) -> Down:
     if not (found := _NOTIFICATION.fullmatch(reason)):
         return Down(peer, reason)
-    code = int(found[1]), int(found[2])
-    name = NOTIFICATIONS.get(code) or NOTIFICATIONS.get((code[0], 0), "unknown code")
-    return Down(peer, f"{reason} {name}", code)
+    code = int(found[2]), int(found[3])
+    return Down(peer, named(*code, sent_by_us=found[1] == "sent"), code, found[1] == "sent")
 
 
-def _opened(peer: Address, capability: Mapping[str, Any]) -> Opened:
-    flags = capability.get("address-family-flags", {}).get(f"ipv{peer.version}/unicast")
-    restarted = "forwarding" in capability.get("restart-flags", ())  # the R bit, see above
-    return Opened(peer, flags is not None, restarted and "restart" not in (flags or ()))
+def named(code: int, subcode: int, *, sent_by_us: bool) -> str:
+    """Say which NOTIFICATION it was, as ExaBGP does, and what that means."""
+    how = "sent" if sent_by_us else "received"
+    return f"notification {how} ({code},{subcode}) {notifications.words(code, subcode)}"
+
+
+def _opened(peer: Address, message: Mapping[str, Any]) -> Opened:
+    capabilities = message["capabilities"]
+    offered = capabilities.get("1", {}).get("families", ())
+    if peer.version == 6 and "ipv4/unicast/ipv6" not in capabilities.get("5", {}).get("conversion", ()):
+        offered = set(offered) - {"ipv4/unicast"}
+    restart = capabilities.get("64", {})
+    flags = {_family(name): flag for name, flag in restart.get("address-family-flags", {}).items()}
+    restarted = "forwarding" in restart.get("restart-flags", ())  # the R bit, see above
+    return Opened(
+        peer,
+        IPv4Address(message["router_id"]),
+        families=frozenset(map(_family, offered)) & FAMILIES.keys(),
+        graceful=frozenset(flags) & FAMILIES.keys(),
+        forwarding_lost=frozenset(
+            family for family, flag in flags.items() if restarted and "restart" not in flag
+        ),
+        restart_time=int(restart.get("time", 0)),
+    )
+
+
+def _family(name: str) -> int:
+    return {"ipv4/unicast": 4, "ipv6/unicast": 6}.get(name, 0)
 
 
 def _update(peer: Address, message: Mapping[str, Any], *, received: bool) -> Heard | None:
-    if "eor" in message:
-        return EndOfRib(peer, ours=not received)
+    if eor := message.get("eor"):
+        family = _family(f"{eor['afi']}/{eor['safi']}")
+        return EndOfRib(peer, family, ours=not received) if family else None
     if not received:
-        return None
+        return Sent(peer)
     update = message["update"]
-    family = f"ipv{peer.version} unicast"
     attributes = _attributes(update.get("attribute", {}))
+    announced, withdrawn = update.get("announce", {}), update.get("withdraw", {})
     paths = tuple(
-        Path(prefix=_prefix(nlri["nlri"]), next_hop=ip_address(next_hop), peer=peer, **attributes)
-        for next_hop, nlris in update.get("announce", {}).get(family, {}).items()
-        for nlri in nlris
+        Path(prefix=prefix, next_hop=next_hop, peer=peer, **attributes)
+        for family in FAMILIES.values()
+        for prefix, next_hop in _next_hops(announced.get(family, {})).items()
     )
-    withdrawn = tuple(_prefix(nlri["nlri"]) for nlri in update.get("withdraw", {}).get(family, ()))
-    return Received(peer, paths, withdrawn)
+    gone = (_prefix(nlri["nlri"]) for family in FAMILIES.values() for nlri in withdrawn.get(family, ()))
+    return Received(peer, paths, tuple(gone))
+
+
+def _next_hops(announced: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[Prefix, Address]:
+    """A peer on the same link sends its link-local address beside the global one (RFC 2545 §3): the latter counts."""
+    found: dict[Prefix, Address] = {}
+    for next_hop, nlris in ((ip_address(text), nlris) for text, nlris in announced.items()):
+        for nlri in nlris:
+            prefix = _prefix(nlri["nlri"])
+            if prefix not in found or found[prefix].is_link_local:
+                found[prefix] = next_hop
+    return found
 
 
 def _attributes(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,10 +321,7 @@ def _as_path(segments: Mapping[str, Any]) -> tuple[tuple[int, ...], frozenset[in
 
 
 def _neighbor(raw: Mapping[str, Any]) -> Neighbor:
-    local, peer = raw["local"], raw["peer"]
-    return Neighbor(
-        ip_address(peer["address"]), ip_address(local["address"]), peer["as"], local["as"], local["hold"]
-    )
+    return Neighbor(ip_address(raw["peer"]["address"]), raw["local"]["capabilities"]["description"])
 
 
 def render(command: Command) -> Iterator[str]:
@@ -310,21 +331,58 @@ def render(command: Command) -> Iterator[str]:
     """
     match command:
         case Announce(peer, announcements):
-            for next_hop, prefixes in _by_next_hop(announcements):
-                yield from _batches(f"neighbor {peer} announce attributes next-hop {next_hop}", prefixes)
+            for head, prefixes in _alike(announcements):
+                yield from _batches(f"neighbor {peer} announce attributes {head}", prefixes)
         case Withdraw(peer, prefixes):
-            # The next hop must be there for the parser; ExaBGP matches by prefix alone.
-            yield from _batches(f"neighbor {peer} withdraw attributes next-hop self", _sorted(prefixes))
-        case SendEndOfRib(peer):
-            yield f"neighbor {peer} announce eor ipv{peer.version} unicast"
+            for family in FAMILIES:
+                # The next hop must be there for the parser; ExaBGP matches by prefix alone.
+                withdrawn = _sorted(prefix for prefix in prefixes if prefix.version == family)
+                yield from _batches(f"neighbor {peer} withdraw attributes next-hop self", withdrawn)
+        case SendEndOfRib(peer, family):
+            yield f"neighbor {peer} announce eor {FAMILIES[family]}"
+        case Teardown(peer, subcode):
+            yield f"neighbor {peer} teardown {subcode}"
 
 
-def _by_next_hop(announcements: Iterable[Announcement]) -> Iterator[tuple[str, list[Prefix]]]:
-    def next_hop(announcement: Announcement) -> str:
-        return str(announcement.next_hop or "self")
+def _alike(announcements: Iterable[Announcement]) -> Iterator[tuple[str, list[Prefix]]]:
+    """Group what goes out with equal next hop and attributes, which come as ExaBGP writes them.
 
-    for hop, group in groupby(sorted(announcements, key=next_hop), key=next_hop):
-        yield hop, _sorted(announcement.prefix for announcement in group)
+    Our own come first: after a restart they are stale at the peer until they are heard again, and go if the
+    session is lost once more before that (RFC 4724 §4.2).
+    """
+    groups: dict[tuple[Address | None, Attributes, int], list[Prefix]] = {}
+    for announcement in announcements:
+        key = announcement.next_hop, announcement.attributes, announcement.prefix.version
+        groups.setdefault(key, []).append(announcement.prefix)
+    heads = {key: f"next-hop {key[0] or 'self'}{''.join(_written(key[1]))}" for key in groups}
+    for group in sorted(groups, key=lambda key: (key[1].as_path is not None, heads[key], key[2])):
+        yield heads[group], _sorted(groups[group])
+
+
+def _written(attributes: Attributes) -> Iterator[str]:
+    if attributes.origin is not Origin.IGP:
+        yield f" origin {attributes.origin}"
+    if attributes.as_path:  # without one ExaBGP makes the plain one: our AS to an external peer, else empty
+        yield f" as-path{''.join(_segments(attributes))}"
+    if attributes.med is not None:
+        yield f" med {attributes.med}"
+    if attributes.local_pref is not None:
+        yield f" local-preference {attributes.local_pref}"
+    for name, colons in (("community", 1), ("large-community", 2)):
+        if values := [text for text in attributes.communities if text.count(":") == colons]:
+            yield f" {name} [ {' '.join(values)} ]"
+    if attributes.originator_id is not None:
+        yield f" originator-id {attributes.originator_id}"
+    if attributes.cluster_list:
+        yield f" cluster-list [ {' '.join(map(str, attributes.cluster_list))} ]"
+
+
+def _segments(attributes: Attributes) -> Iterator[str]:
+    for is_set, numbers in groupby(attributes.as_path or (), key=lambda number: number == AS_SET):
+        if not is_set:
+            yield f" [ {' '.join(map(str, numbers))} ]"
+        elif attributes.as_sets:
+            yield f" ( {' '.join(map(str, sorted(attributes.as_sets)))} )"
 
 
 def _sorted(prefixes: Iterable[Prefix]) -> list[Prefix]:

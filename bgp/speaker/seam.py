@@ -1,6 +1,6 @@
 """The agent's side of the speaker: what it hands down and what it hears, as values on a unix socket.
 
-Down: `Wanted`, the whole desired state (sessions and one adj-RIB-out per peer), each time it changes.
+Down: `Wanted`, the whole desired state (sessions and one adj-RIB-out per peer), each time it changes; `Reset`.
 Up: first a `Snapshot`, then deltas. Everything is idempotent; a reader that missed something
 reconnects and starts from the next snapshot. The messages are ours, not ExaBGP's, so that another
 BGP daemon can stand behind them.
@@ -14,18 +14,31 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from bgp.rib import Address, AdjRibOut, Path, Prefix, SessionSpec, SessionStatus
+from bgp.rib import Address, AdjRibOut, Path, Prefix, SessionSpec, SessionStatus, Traffic
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """The whole desired state of the speaker: a session not listed is taken down.
 
-    `announce` has one entry a session; a missing one means nothing is announced there.
+    `announce` has one entry a session; a missing one means nothing is announced there. `max_prefixes` says how many
+    prefixes a peer may send before its session is closed (Cease 6/1) and stays idle; a missing one means no limit.
     """
 
     sessions: frozenset[SessionSpec] = frozenset()
     announce: Mapping[Address, AdjRibOut] = field(default_factory=dict)
+    max_prefixes: Mapping[Address, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """End one session with a Cease of this subcode (RFC 4486), flush what it learned, and let it come up again at once.
+
+    A session that idles for its number of prefixes is tried again.
+    """
+
+    peer: Address
+    subcode: int = 4  # administrative reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,7 @@ class Snapshot:
     sessions: Mapping[Address, SessionStatus] = field(default_factory=dict)
     adj_rib_in: Mapping[Address, frozenset[Path]] = field(default_factory=dict)
     wanted: Wanted = field(default_factory=Wanted)
+    traffic: Mapping[Address, Traffic] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,15 @@ class Update:
     withdrawn: tuple[Prefix, ...] = ()
 
 
-Event: TypeAlias = Snapshot | SessionChanged | SessionGone | Update
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many UPDATEs a session has carried; told about once a second, where it changed."""
+
+    peer: Address
+    traffic: Traffic
+
+
+Event: TypeAlias = Snapshot | SessionChanged | SessionGone | Update | Counted
 
 
 class Speaker(Protocol):
@@ -73,6 +95,9 @@ class Speaker(Protocol):
 
     async def want(self, wanted: Wanted) -> None:
         """Hand down the whole desired state. Raises SpeakerError when the speaker does not answer."""
+
+    async def reset(self, reset: Reset) -> None:
+        """End one session. Raises SpeakerError when the speaker does not answer."""
 
     def events(self) -> AsyncIterator[Event]:
         """Yield a Snapshot, then deltas; raises SpeakerError when the connection ends."""

@@ -1,18 +1,52 @@
-"""Read what the agent must know of its host from the kernel: addresses, routes that are not ours, MTU."""
+"""Read what the agent must know of its host from the kernel: addresses, carriers, routes that are not ours, MTU."""
 
 from __future__ import annotations
 
-from fabric.agent.desired import Host
+from collections.abc import Iterable
+
+from bgp.peering import Gateway, Here, Uplink
+from bgp.rib import Address
+from fabric.agent.routing import Host
 from fabric.kernel import facts
+from fabric.kernel.facts import HostAddress
 from fabric.kernel.routes import NetlinkFib
 from fabric.plan.links import is_ours
+from fabric.plan.routes import Route
 
 
 async def read_host(fib: NetlinkFib) -> Host:
-    """Return the host as it is now; the MTU is the smallest of its links that are up and not ours."""
-    found = [a for a in await facts.addresses() if a.up and a.link != "lo" and not is_ours(a.link)]
+    """Return the host as it is now; the MTU is the smallest of its links that are up and not ours.
+
+    Routes through a link without carrier are among the routes and the gateways: the host has them still.
+    """
+    addresses = [a for a in await facts.addresses() if a.up and not is_ours(a.link)]
+    found = [a for a in addresses if a.link != "lo"]
+    routes = tuple(await fib.foreign_routes())
     return Host(
-        addresses=tuple(a.address for a in found),
-        foreign_routes=tuple(await fib.foreign_routes()),
+        here=Here(
+            uplinks=tuple(Uplink(a.link, a.address, a.carrier) for a in found),
+            gateways=gateways(routes),
+            loopback=loopback(addresses),
+        ),
+        foreign_routes=routes,
         mtu=min((a.mtu for a in found), default=1500),
+    )
+
+
+def gateways(routes: Iterable[Route]) -> tuple[Gateway, ...]:
+    """Return where the default routes among `routes` lead."""
+    hops = {hop for route in routes if not route.key.prefix.prefixlen for hop in route.next_hops}
+    found = [Gateway(hop.gateway, hop.device) for hop in hops if hop.gateway and hop.device]
+    return tuple(sorted(found, key=lambda way: (way.address.version, int(way.address), way.device)))
+
+
+def loopback(addresses: Iterable[HostAddress]) -> frozenset[Address]:
+    """Return the single addresses that lo has for the node: not those that every host has there."""
+    return frozenset(
+        a.address.ip
+        for a in addresses
+        if a.link == "lo"
+        and a.address.network.num_addresses == 1
+        and not a.address.ip.is_loopback
+        and not a.address.ip.is_link_local
     )

@@ -8,38 +8,32 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
 
-from bgp.speaker.seam import Speaker, Wanted
+from bgp import sessions
 from fabric import logs
-from fabric.agent import ribs
-from fabric.agent.desired import Desired, joined
+from fabric.agent import failover, ribs, secrets, speaker
 from fabric.agent.host import read_host
 from fabric.agent.passes import Outcome, Passes, log_done
+from fabric.agent.routing import resources
 from fabric.agent.settings import Settings, settings
+from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
 from fabric.config import SYSCTLS
-from fabric.errors import DataplaneError, SpeakerError
+from fabric.errors import DataplaneError
 from fabric.kernel import sysctls
 from fabric.kernel.routes import NetlinkFib
 
 log = structlog.get_logger()
 
-BATCH = 0.01  # seconds that events may gather before a pass
+BATCH = 0.01  # seconds that events may gather at most, after a pass that took as long; the first one waits for none
 RETRY = 1.0  # seconds before refused operations are planned again, doubling up to LONGEST_RETRY
 LONGEST_RETRY = 90.0
 REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
-
-
-@dataclass
-class SpeakerLink:
-    """The connection to the speaker while there is one, and what was handed down on it."""
-
-    speaker: Speaker | None = None
-    told: Wanted | None = None
 
 
 @dataclass
@@ -72,9 +66,11 @@ async def pass_loop(
     loop = asyncio.get_running_loop()
     reading, retry, asked = _Reading(), RETRY, Settings()
     forwards: Mapping[str, str] = {}
+    rested = -math.inf
     while True:
         await _wait(state.dirty, _patience(state, reading.due(asked.read_back) - loop.time(), retry))
-        await asyncio.sleep(BATCH)
+        if (rest := rested - loop.time()) > 0:
+            await asyncio.sleep(rest)
         state.dirty.clear()
         asked, before = settings(state.snapshot, state.node), asked
         if asked.log_severity != before.log_severity:
@@ -82,11 +78,17 @@ async def pass_loop(
         if drift.is_set() or state.outcome.refused or state.fault:
             reading.asked = True
         started = loop.time()
-        read_back = reading.due(asked.read_back) <= started
+        # What was lost with a link is withdrawn at once; a full table takes long to read back.
+        read_back = reading.due(asked.read_back) <= started and not state.hurried
+        state.hurried = False
         try:
             if read_back:
                 drift.clear()
-                state.host = await read_host(fib)
+                state.carriers.clear()
+                host = await read_host(fib)
+                state.host = failover.after(host, state.carriers)  # heard while it was read
+                state.signatures.look(time.time())
+                await speaker.fail_over(state, link)
             outcome = await _pass(state, passes, link, read_back)
             wanted = _forwarding(state) if asked.forwarding else {}
             if wanted and (read_back or wanted != forwards):
@@ -94,8 +96,10 @@ async def pass_loop(
             forwards = wanted
         except DataplaneError as err:
             outcome = _failed(state, err)
+        ended = loop.time()
+        rested = ended + min(BATCH, ended - started)
         if read_back:
-            reading.taken(started, loop.time())
+            reading.taken(started, ended)
         retry = min(retry * 2, LONGEST_RETRY) if outcome.refused or state.fault else RETRY
 
 
@@ -135,11 +139,13 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     if not state.snapshot.revision:
         state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
+    await read_secrets(state, again=read_back)
+    await state.route()
     outcome = await passes.run(state.compute, read_back=read_back)
     log_done(outcome)
     for op in outcome.refused.keys() - state.outcome.refused.keys():
         log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
-    await _hand_down(link, state.desired)
+    await speaker.hand_down(state.desired, link)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
     if settled is not state.ribs:
@@ -148,20 +154,15 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     return outcome
 
 
-async def _hand_down(link: SpeakerLink, desired: Desired) -> None:
-    """Before all that the datastore wants is known, nothing is withdrawn."""
-    wanted = desired.wanted
-    if not desired.whole and link.told:
-        wanted = joined(link.told, wanted)
-    if link.speaker is None or link.told == wanted:
-        return
-    try:
-        await link.speaker.want(wanted)
-    except SpeakerError as err:
-        log.warning("speaker did not take what is wanted; it will after it is back", error=str(err))
-        return
-    link.told = wanted
-    log.info("speaker told", sessions=len(wanted.sessions), announced=sum(map(len, wanted.announce.values())))
+async def read_secrets(state: State, *, again: bool) -> None:
+    """Return when the secrets are known that the snapshot names now: a session without its own would be taken down."""
+    while again or _secret_refs(state) != state.secret_refs:
+        refs, again = _secret_refs(state), False
+        state.secrets, state.secret_refs = await asyncio.to_thread(secrets.read, refs), refs
+
+
+def _secret_refs(state: State) -> frozenset[tuple[str, str]]:
+    return sessions.secret_refs(resources(state.node, state.snapshot))
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fabric.agent import report
+from bgp.rib import SessionState
+from fabric.agent import report, report_bgp
 from fabric.agent.state import State
+
+STATES = (SessionState.IDLE, SessionState.CONNECT, SessionState.ESTABLISHED)
+SESSION_GAUGES = {
+    "up": "1 while the session is Established",
+    "state": "0 Idle, 1 Connect, 2 Established",
+    "since": "when it came into that state, seconds of the Unix epoch",
+    "flaps": "times the session went down",
+    "received": "prefixes in its adj-RIB-in",
+    "accepted": "of those, prefixes that passed import",
+    "best": "of those, prefixes that are in use",
+    "advertised": "prefixes it carries to the peer",
+    "max_prefixes": "prefixes at which it is closed, 0 for none",
+    "drained": "1 while its paths are the last choice",
+    "hints": "how many things are likely wrong with it; `fabricctl bgp peers` names them",
+}
+SESSION_COUNTERS = {"updates_in": "UPDATEs received", "updates_out": "UPDATEs sent"}
 
 
 @dataclass(frozen=True, eq=False)  # the registry's key, by identity: the state has no hash
@@ -41,6 +59,13 @@ class _StateCollector(Collector):
             "fabricctl_refused", "operations the kernel refused in the last pass", len(state.outcome.refused)
         )
         yield _one("fabricctl_loc_rib_prefixes", "prefixes with a best path", len(state.desired.loc_rib.best))
+        yield _one("fabricctl_routes", "routes that the kernel is to have", len(state.desired.routes))
+        yield HistogramMetricFamily(
+            "fabricctl_bgp_update_to_kernel_seconds",
+            "from hearing an UPDATE to the end of the pass that applied it; of those of one pass the first",
+            buckets=list(state.reaction.buckets()),
+            sum_value=state.reaction.sum,
+        )
         yield from self._sessions()
         held = GaugeMetricFamily(
             "fabricctl_block_addresses_held", "addresses held in a block", labels=["block"]
@@ -50,21 +75,29 @@ class _StateCollector(Collector):
         yield held
 
     def _sessions(self) -> Iterator[Metric]:
-        families = {
-            name: GaugeMetricFamily(f"fabricctl_bgp_session_{name}", text, labels=["peer"])
-            for name, text in (
-                ("up", "1 while the session is Established"),
-                ("flaps", "times the session went down"),
-                ("received", "prefixes in its adj-RIB-in"),
-                ("accepted", "of those, prefixes that passed import"),
-                ("advertised", "prefixes it carries to the peer"),
-            )
-        }
-        for session in report.sessions(self.state):
-            values = session | {"up": session["state"] == "Established"}
-            for name, family in families.items():
-                family.add_metric([session["peer"]], values[name])
-        yield from families.values()
+        sessions = report_bgp.sessions(self.state, time.time())
+        for name, text in SESSION_GAUGES.items():
+            gauge = GaugeMetricFamily(f"fabricctl_bgp_session_{name}", text, labels=["peer"])
+            for session in sessions:
+                gauge.add_metric([session["peer"]], _value(session, name))
+            yield gauge
+        for name, text in SESSION_COUNTERS.items():
+            counter = CounterMetricFamily(f"fabricctl_bgp_session_{name}", text, labels=["peer"])
+            for session in sessions:
+                counter.add_metric([session["peer"]], session[name])
+            yield counter
+
+
+def _value(session: report_bgp.Json, name: str) -> float:
+    match name:
+        case "up":
+            return float(session["state"] == SessionState.ESTABLISHED)
+        case "state":
+            return STATES.index(session["state"])
+        case "hints":
+            return len(session["hints"])
+        case _:
+            return float(session[name])
 
 
 def _one(name: str, text: str, value: float) -> Metric:

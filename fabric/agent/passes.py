@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 AT_ONCE = 16  # links changed before whoever waits has a turn
 ROUTES_AT_ONCE = 2000  # the same for routes; each turn plans anew, which costs as much as some 100 of them
+LOGGED = 100  # routes that are logged each by itself
 GIVE_WAY = 0.2  # seconds that a whole pass waits, at most, before each of its turns
 
 
@@ -179,9 +180,15 @@ def _outcome(ops: Sequence[Op], refused: Iterable[tuple[Op, DataplaneError]]) ->
 
 
 def log_done(outcome: Outcome) -> None:
-    """One line a change."""
+    """One line a change; of a table of routes one for all that were set, and one for all that were removed."""
+    many = [op for op in outcome.done if isinstance(op, routes.Replace | routes.Delete)]
+    whole = len(many) > LOGGED
     for op in outcome.done:
-        log.info("kernel changed", **_words(op))
+        if not (whole and isinstance(op, routes.Replace | routes.Delete)):
+            log.info("kernel changed", **_words(op))
+    for kind, what in ((routes.Replace, "routes set"), (routes.Delete, "routes removed")):
+        if whole and (count := sum(isinstance(op, kind) for op in many)):
+            log.info("kernel changed", op=what, count=count)
 
 
 def _words(op: Op) -> dict[str, str]:

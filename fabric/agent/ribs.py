@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from bgp.rib import Address, AdjRibIn, SessionStatus
-from bgp.speaker.seam import Event, SessionChanged, SessionGone, Snapshot, Update, Wanted
+from bgp.rib import Address, AdjRibIn, SessionState, SessionStatus, Traffic
+from bgp.speaker.seam import Counted, Event, SessionChanged, SessionGone, Snapshot, Update, Wanted
 
 V = TypeVar("V")
+
+AWAY = "the speaker does not answer"
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,26 @@ class Ribs:
     settle_by: float = 0.0
     sessions: Mapping[Address, SessionStatus] = field(default_factory=dict)
     adj_rib_in: Mapping[Address, AdjRibIn] = field(default_factory=dict)
+    traffic: Mapping[Address, Traffic] = field(default_factory=dict)
 
 
 def fold(ribs: Ribs, event: Event, now: float, patience: float) -> Ribs:
     """Return the picture after `event`; `patience` is how long in seconds a silent peer may hold deletions."""
     match event:
-        case Snapshot(sessions, adj_rib_in):
+        case Snapshot(sessions=sessions, adj_rib_in=adj_rib_in, traffic=traffic):
             tables = {peer: {path.prefix: path for path in paths} for peer, paths in adj_rib_in.items()}
-            return Ribs(True, False, now + patience, dict(sessions), tables)
+            return Ribs(True, False, now + patience, dict(sessions), tables, dict(traffic))
+        case Counted(peer, counts):
+            return replace(ribs, traffic={**ribs.traffic, peer: counts})
         case SessionChanged(peer, status):
             return replace(ribs, sessions={**ribs.sessions, peer: status})
         case SessionGone(peer):
-            return replace(ribs, sessions=_less(ribs.sessions, peer), adj_rib_in=_less(ribs.adj_rib_in, peer))
+            return replace(
+                ribs,
+                sessions=_less(ribs.sessions, peer),
+                adj_rib_in=_less(ribs.adj_rib_in, peer),
+                traffic=_less(ribs.traffic, peer),
+            )
         case Update(peer, paths, withdrawn):
             table = dict(ribs.adj_rib_in.get(peer, {}))
             for prefix in withdrawn:
@@ -46,9 +56,16 @@ def fold(ribs: Ribs, event: Event, now: float, patience: float) -> Ribs:
             return replace(ribs, adj_rib_in={**ribs.adj_rib_in, peer: table})
 
 
-def lost(ribs: Ribs) -> Ribs:
-    """Return the picture after the speaker went away: what was heard stands until it is heard anew."""
-    return replace(ribs, connected=False, settled=False)
+def lost(ribs: Ribs, now: float) -> Ribs:
+    """Return the picture after the speaker went away at `now` (Unix epoch).
+
+    What was learned stands until it is heard anew; but none of the sessions is known to be Established any more.
+    """
+    away = {
+        peer: replace(seen, state=SessionState.IDLE, since=now, reason=AWAY, synced=False)
+        for peer, seen in ribs.sessions.items()
+    }
+    return replace(ribs, connected=False, settled=False, sessions=away)
 
 
 def settle(ribs: Ribs, wanted: Wanted, now: float) -> Ribs:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 import socket
-from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import structlog
 from aiohttp import web
 
+from bgp.peering import Peering
+from bgp.rib import Prefix
 from fabric.agent import endpoint as endpoints
-from fabric.agent import metrics, report
+from fabric.agent import metrics, peers, report, report_bgp
 from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
+from fabric.agent.report_bgp import Asked
+from fabric.agent.sessions import Sessions
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.config import AGENT_SOCKET
 from fabric.errors import ConfigError, FabricError, NotFound, Taken
+from fabric.plan.routes import Route, RouteKey
 
 log = structlog.get_logger()
 
@@ -27,9 +35,12 @@ _STATUS = {ConfigError: 400, NotFound: 404, Taken: 409}
 _REQUEST_FIELDS = {"name", "namespace", "netns", "labels", "address", "pools"}
 
 
-async def serve(state: State, workloads: Workloads, passes: Passes, at: Path = AGENT_SOCKET) -> None:
+async def serve(
+    state: State, workloads: Workloads, sessions: Sessions, passes: Passes, at: Path = AGENT_SOCKET
+) -> None:
     """Answer on the socket at `at`, open to root alone, until cancelled."""
-    runner = web.AppRunner(application(state, workloads, passes), access_log=None, handle_signals=False)
+    app = application(state, workloads, sessions, passes)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
         site = web.SockSite(runner, _listen(at))
@@ -49,12 +60,24 @@ def _listen(at: Path) -> socket.socket:
     return listener
 
 
-def application(state: State, workloads: Workloads, passes: Passes) -> web.Application:
-    """Return the API: reports of `state`, and what `workloads` does."""
+def application(state: State, workloads: Workloads, sessions: Sessions, passes: Passes) -> web.Application:
+    """Return the API: reports of `state`, and what `workloads` and `sessions` do."""
 
-    def reads(make: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handler(_: web.Request) -> web.Response:
-            return web.json_response(make())
+    def reads(
+        make: Callable[[State, web.Request], object],
+    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+        """Answer with what `make` makes of the state as it is now, in a thread: a full table takes long to tell."""
+
+        def made(seen: State, request: web.Request) -> str:
+            answer = make(seen, request)
+            # One by one, since the encoder lets no other thread run.
+            return (
+                f"[{', '.join(map(json.dumps, answer))}]" if isinstance(answer, list) else json.dumps(answer)
+            )
+
+        async def handler(request: web.Request) -> web.Response:
+            text = await asyncio.to_thread(made, copy.copy(state), request)
+            return web.json_response(text=text)
 
         return handler
 
@@ -68,20 +91,38 @@ def application(state: State, workloads: Workloads, passes: Passes) -> web.Appli
         endpoint = await workloads.detach(request.match_info["namespace"], request.match_info["name"])
         return web.json_response(report.workload(endpoint))
 
+    async def reset(request: web.Request) -> web.Response:
+        return _named(await sessions.reset(request.match_info["peer"]))
+
+    async def drain(request: web.Request) -> web.Response:
+        return _named(await sessions.drain(request.match_info["peer"], drained=True))
+
+    async def undrain(request: web.Request) -> web.Response:
+        return _named(await sessions.drain(request.match_info["peer"], drained=False))
+
     async def scrape(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(state), content_type="text/plain")
+        body = await asyncio.to_thread(metrics.render, copy.copy(state))
+        return web.Response(body=body, content_type="text/plain")
+
+    def held() -> Mapping[RouteKey, Route]:
+        return dict(passes.held_routes)
 
     app = web.Application(middlewares=[_refusals])
-    app.router.add_get("/v1/status", reads(lambda: report.status(state)))
-    app.router.add_get("/v1/bgp/peers", reads(lambda: report.sessions(state)))
-    app.router.add_get("/v1/bgp/received", reads(lambda: report.received(state)))
-    app.router.add_get("/v1/bgp/best", reads(lambda: report.best(state)))
-    app.router.add_get("/v1/bgp/advertised", reads(lambda: report.advertised(state)))
-    app.router.add_get("/v1/routes", reads(lambda: report.routes(passes.held_routes.values())))
-    app.router.add_get("/v1/workloads", reads(lambda: report.workloads(state)))
-    app.router.add_post("/v1/workloads", attach)
+    get, post = app.router.add_get, app.router.add_post
+    get("/v1/status", reads(lambda seen, _: report.status(seen, _now(seen))))
+    get("/v1/bgp/peers", reads(lambda seen, _: report_bgp.sessions(seen, _now(seen))))
+    get("/v1/bgp/received", reads(lambda seen, request: report_bgp.received(seen, _asked(seen, request))))
+    get("/v1/bgp/best", reads(lambda seen, request: report_bgp.best(seen, _asked(seen, request))))
+    get("/v1/bgp/advertised", reads(lambda seen, request: report_bgp.advertised(seen, _asked(seen, request))))
+    get("/v1/bgp/route", reads(lambda seen, request: report_bgp.route(seen, _one_prefix(request), held())))
+    post("/v1/bgp/peers/{peer}/reset", reset)
+    post("/v1/bgp/peers/{peer}/drain", drain)
+    post("/v1/bgp/peers/{peer}/undrain", undrain)
+    get("/v1/routes", reads(lambda _seen, _: report.routes(held().values())))
+    get("/v1/workloads", reads(lambda seen, _: report.workloads(seen)))
+    post("/v1/workloads", attach)
     app.router.add_delete("/v1/workloads/{namespace}/{name}", detach)
-    app.router.add_get("/metrics", scrape)
+    get("/metrics", scrape)
     return app
 
 
@@ -96,6 +137,36 @@ async def _refusals(
         status = _STATUS.get(type(err), 503)
         log.info("request refused", method=request.method, path=request.path, error=str(err))
         return web.json_response({"error": type(err).__name__, "message": str(err)}, status=status)
+
+
+def _now(state: State) -> float:
+    """Return the time, with the kernel's counters of refused signatures read at it."""
+    now = time.time()
+    state.signatures.look(now)
+    return now
+
+
+def _asked(state: State, request: web.Request) -> Asked:
+    peer, prefix = request.query.get("peer"), request.query.get("prefix")
+    found = peers.named(state.desired.peerings.peerings, peer) if peer else None
+    return Asked(
+        None if found is None else frozenset(p.spec.peer for p in found), _prefix(prefix) if prefix else None
+    )
+
+
+def _one_prefix(request: web.Request) -> Prefix:
+    return _prefix(request.query.get("prefix", ""))
+
+
+def _prefix(text: str) -> Prefix:
+    try:
+        return ip_network(text)
+    except ValueError as err:
+        raise ConfigError(f'prefix "{text}": {err}; nothing was looked for') from err
+
+
+def _named(found: Iterable[Peering]) -> web.Response:
+    return web.json_response([{"peer": str(p.spec.peer), "name": p.name} for p in found])
 
 
 async def _body(request: web.Request) -> Any:

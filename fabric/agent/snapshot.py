@@ -25,7 +25,6 @@ from fabric.ipam.view import MAX_HOST_BITS, View
 from fabric.ipam.view import Stored as StoredBlock
 from fabric.model import kinds, namespaces, wire
 from fabric.model.base import Resource
-from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.ippool import IPPool
 from fabric.model.ipreservation import IPReservation
@@ -150,12 +149,6 @@ class Snapshot:
     def whole(self) -> bool:
         """Whether what is not in it is not wanted; else nothing may be removed for the lack of it."""
         return self.in_sync and not self.locked
-
-    def bgp_configuration(self) -> BGPConfiguration | None:
-        return self.get(BGPConfiguration, "default")
-
-    def peers(self) -> tuple[BGPPeer, ...]:
-        return self.all(BGPPeer)
 
 
 def fold(snapshot: Snapshot, changes: Changes, *, watched: bool = True) -> Snapshot:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from fabric.agent.desired import Desired, Host, desire
+from bgp.rib import SessionState
+from fabric.agent.counts import LastCounts
+from fabric.agent.desired import Desired, desire
+from fabric.agent.md5 import SignatureWatch
 from fabric.agent.passes import Outcome
+from fabric.agent.reaction import Reaction
 from fabric.agent.ribs import Ribs
+from fabric.agent.routing import Host, Routing, routing
 from fabric.agent.snapshot import Snapshot
 from fabric.model.node import Node
+
+NO_REQUIRED_SESSION = "no required session is Established"
 
 
 @dataclass
@@ -21,20 +29,29 @@ class State:
     of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node.
 
     `snapshot`, `ribs` and `host` change only through `update`, which wakes the pass loop and everyone
-    who waits in `until`.
+    who waits in `until`. `secrets` has those of `secret_refs` that are there. `carriers` is what was heard of links
+    since the host was last read; `hurried` says that the next pass cannot wait for that.
     """
 
     node: str
     snapshot: Snapshot = field(default_factory=Snapshot)
     ribs: Ribs = field(default_factory=Ribs)
     host: Host = field(default_factory=Host)
+    secret_refs: frozenset[tuple[str, str]] = frozenset()
+    secrets: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False)
+    routing: Routing = field(default_factory=Routing)
     desired: Desired = field(default_factory=Desired)
     outcome: Outcome = field(default_factory=Outcome)
     fault: str = ""
     copy_problem: str = ""
     upkeep_problems: tuple[str, ...] = ()
     passes: int = 0
+    reaction: Reaction = field(default_factory=Reaction)
+    counts: LastCounts = field(default_factory=LastCounts)
+    signatures: SignatureWatch = field(default_factory=SignatureWatch)
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
+    carriers: dict[str, bool] = field(default_factory=dict)
+    hurried: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def update(
@@ -48,20 +65,53 @@ class State:
         self._notify()
 
     def compute(self) -> Desired:
-        """Return what the node should have now, and remember it."""
-        self.desired = desire(self.node, self.snapshot, self.ribs, self.host, self.desired.loc_rib)
+        """Return what the node should have now, with its part in BGP as it was last worked out; and remember it."""
+        self.desired = desire(self.node, self.snapshot, self.host, self.routing, self.desired.adj_ribs_out)
         return self.desired
+
+    async def route(self) -> None:
+        """Work out this node's part in BGP anew, in a thread: a full table takes long, and attaches go on meanwhile.
+
+        One at a time; what is heard meanwhile is for the next.
+        """
+        here = replace(self.host.here, secrets=self.secrets)
+        host = replace(self.host, here=here)
+        self.reaction.planned()
+        self.routing = await asyncio.to_thread(
+            routing, self.node, self.snapshot, self.ribs, host, self.routing
+        )
 
     def passed(self, outcome: Outcome) -> None:
         """Note a whole pass."""
         self.outcome = outcome
         self.passes += 1
+        self.reaction.applied(time.monotonic())
         self._notify()
 
     @property
     def ready(self) -> bool:
-        """The datastore is in sync and has this node, the speaker answers, and a whole pass went through."""
-        return self.snapshot.whole and self.registered and self.ribs.connected and self.passes > 0
+        """The datastore is in sync and has this node, the speaker answers, a whole pass went through, and of the
+        sessions that are required, where there are any, one is Established.
+        """
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What this node lacks to be ready, in words; the last of them is what routers owe it."""
+        lacks = {
+            "the datastore is not in sync": not self.snapshot.in_sync,
+            "the datastore is locked": self.snapshot.locked,
+            f"Node {self.node} is not in the datastore": not self.registered,
+            "the speaker does not answer": not self.ribs.connected,
+            "no pass has gone through": not self.passes,
+            NO_REQUIRED_SESSION: not self._required_up(),
+        }
+        return tuple(what for what, is_so in lacks.items() if is_so)
+
+    def _required_up(self) -> bool:
+        required = [p.spec.peer for p in self.desired.peerings.peerings if p.required]
+        up = (self.ribs.sessions.get(peer) for peer in required)
+        return not required or any(seen and seen.state is SessionState.ESTABLISHED for seen in up)
 
     @property
     def registered(self) -> bool:

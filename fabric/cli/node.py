@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +29,10 @@ from fabric.cli.options import (
     split,
 )
 from fabric.cli.output import Format
-from fabric.errors import FabricError, StoreError
+from fabric.errors import AgentError, FabricError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fabric.ops.findings import Finding
     from fabric.ops.join import Peer
@@ -79,6 +80,7 @@ def join(
     config = replace(configuration.required(configured(flags)), node=name or socket.gethostname())
     request = op.Request(
         name=config.node,
+        etcd=config.etcd,
         ip=ip,
         as_number=None if as_number is None else _as_number(as_number),
         labels=pairs(label, "--label"),
@@ -100,16 +102,21 @@ def join(
         print(change)
     process = start.start(config, foreground=foreground)
     output.note("waiting for agent, speaker and sessions ..." if process else "agent and speaker run already")
-    status = start.wait_ready(process, {str(peer.address) for peer in request.peers})
-    print(f"node {status['node']} ({status['address']}) is ready")
+    asked_for = {str(peer.address) for peer in request.peers}
+    status = start.wait_ready(process, asked_for)
+    print(f"node {status['node']} ({status['address']}) {_readiness(status)}")
     _print_sessions(status["sessions"])
-    dead = _dead_sessions(status["sessions"])
+    waited_for = [s for s in status["sessions"] if s["type"] != "NodeMesh"]
+    dead = _dead_sessions(s for s in waited_for if s["peer"] in asked_for)
+    others = _dead_sessions(s for s in waited_for if s["peer"] not in asked_for)
+    for why in filter(None, (others, dead if foreground and process else "")):
+        output.note(f"warning: {why}")
     if foreground and process:
-        if dead:
-            output.note(f"warning: {dead}")
         _stay(process)
     elif dead:
         raise FabricError(dead)
+    elif not status["ready"]:
+        raise FabricError(f"node {status['node']}: {_readiness(status)}; `fabricctl bgp peers` says why")
 
 
 @app.command()
@@ -133,8 +140,13 @@ def start(
         return
     output.note("waiting for agent and speaker ..." if process else "agent and speaker run already")
     status = op.wait_working(process)
-    said = "is ready" if status["ready"] else f"works; its datastore is {_datastore(status['datastore'])}"
-    print(f"node {config.node} {said}")
+    store = status["datastore"]
+    away = "" if store["in_sync"] and not store["locked"] else f"works; its datastore is {_datastore(store)}"
+    print(f"node {config.node} {away or _readiness(status)}")
+
+
+def _readiness(status: Mapping[str, Any]) -> str:
+    return "is ready" if status["ready"] else f"runs, and is not ready: {'; '.join(status['missing'])}"
 
 
 def _stay(process: subprocess.Popen[bytes]) -> None:
@@ -149,7 +161,7 @@ def _stay(process: subprocess.Popen[bytes]) -> None:
         raise FabricError(f"supervisor: ended with status {status}; see {configuration.LOG}")
 
 
-def _dead_sessions(sessions: list[dict[str, Any]]) -> str:
+def _dead_sessions(sessions: Iterable[Mapping[str, Any]]) -> str:
     """Return what to say of the sessions that are not up, "" where all are."""
     dead = [s for s in sessions if s["state"] != "Established"]
     if not dead:
@@ -201,6 +213,7 @@ def check(form: Output = Format.TABLE) -> None:
     """
     import asyncio
 
+    from fabric.api import client
     from fabric.cli.store import configured, with_store
     from fabric.ops import check as op
     from fabric.ops import findings
@@ -213,7 +226,9 @@ def check(form: Output = Format.TABLE) -> None:
         except StoreError as err:
             found.append(findings.unreachable(str(err)))
     with output.progress("host"):
-        found = asyncio.run(op.findings_here(cluster, configuration.saved().node)) + found
+        found = asyncio.run(op.findings_here(cluster, configuration.saved().node, config.etcd)) + found
+    with suppress(AgentError):  # none runs
+        found += findings.of_sessions(client.call("GET", "/v1/bgp/peers"))
     if not config.etcd:
         output.note(
             "the datastore was not looked at: no etcd endpoint is configured; give --etcd before `node`"
@@ -270,7 +285,7 @@ def status(form: Output = Format.TABLE) -> None:
 def _print_status(answer: dict[str, Any]) -> None:
     store = answer["datastore"]
     print(f"node       {answer['node']} ({answer['address'] or 'not registered'})")
-    print(f"ready      {'yes' if answer['ready'] else 'no'}")
+    print(f"ready      {'yes' if answer['ready'] else 'no: ' + '; '.join(answer['missing'])}")
     print(f"datastore  {_datastore(store)}, revision {store['revision']}")
     print(f"speaker    {'connected' if answer['speaker']['connected'] else 'not connected'}")
     print(f"workloads  {answer['workloads']}")
@@ -314,6 +329,9 @@ def _print_sessions(sessions: list[dict[str, Any]]) -> None:
             for s in sessions
         ],
     )
+    for s in sessions:
+        for hint in s["hints"]:
+            print(f"{s['peer']}: {hint['cause']} [{hint['id']}]")
 
 
 @app.command("list")
@@ -322,21 +340,28 @@ def list_nodes(form: Output = Format.TABLE) -> None:
 
     Example: fabricctl node list
     """
+    from bgp.members import members
     from fabric.cli.store import fetch
     from fabric.model.base import tree
+    from fabric.model.bgp import BGPConfiguration
     from fabric.model.node import Node
 
     nodes = [n for n in fetch("node") if isinstance(n, Node)]
     if form is not Format.TABLE:
         output.document([tree(n) for n in nodes], form)
         return
+    configurations = [c for c in fetch("bgpconfiguration") if isinstance(c, BGPConfiguration)]
+    numbers = {name: found.as_number for name, found in members(nodes, configurations).by_name.items()}
+    for name, why in numbers.items():
+        if isinstance(why, str):
+            output.note(f"warning: Node {name}: {why}: it has no AS number, so no session")
     output.table(
         ["NAME", "ADDRESS", "AS", "LABELS"],
         [
             (
                 n.metadata.name,
                 (n.spec.bgp and (n.spec.bgp.ipv4_address or n.spec.bgp.ipv6_address)) or "-",
-                (n.spec.bgp and n.spec.bgp.as_number) or "(cluster's)",
+                number if isinstance(number := numbers.get(n.metadata.name), int) else "-",
                 ",".join(f"{k}={v}" for k, v in sorted(n.metadata.labels.items())) or "-",
             )
             for n in nodes

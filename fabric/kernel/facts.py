@@ -13,7 +13,7 @@ from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 
-from fabric.kernel.netlink import IFF_UP, RTEXT_FILTER_SKIP_STATS, dump
+from fabric.kernel.netlink import IFF_LOWER_UP, IFF_UP, RTEXT_FILTER_SKIP_STATS, dump
 from fabric.kernel.threads import in_thread
 
 TCP_LISTEN = "0A"
@@ -25,13 +25,17 @@ RTF_DEFAULT, RTF_ADDRCONF = 0x00010000, 0x00040000
 
 @dataclass(frozen=True, slots=True)
 class HostAddress:
-    """One address of one link; `kind` is the link's ("veth", "vlan", ...), empty for a plain device."""
+    """One address of one link; `kind` is the link's ("veth", "vlan", ...), empty for a plain device.
+
+    `carrier` False: nothing can pass, be it that the link is down, or that its cable is out.
+    """
 
     link: str
     address: IPv4Interface | IPv6Interface
     up: bool
     kind: str
     mtu: int
+    carrier: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,8 @@ async def addresses() -> list[HostAddress]:
         address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
         value = ip_interface((address, message["prefixlen"]))
-        name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & IFF_UP)
-        found.append(HostAddress(name, value, up, kind, link.get_attr("IFLA_MTU")))
+        name, up, carrier = link.get_attr("IFLA_IFNAME"), link["flags"] & IFF_UP, link["flags"] & IFF_LOWER_UP
+        found.append(HostAddress(name, value, bool(up), kind, link.get_attr("IFLA_MTU"), bool(carrier)))
     return found
 
 
@@ -160,3 +164,13 @@ def advertised_defaults() -> frozenset[str]:
         return frozenset()
     wanted = RTF_DEFAULT | RTF_ADDRCONF
     return frozenset(fields[9] for fields in map(str.split, lines) if int(fields[8], 16) & wanted == wanted)
+
+
+def tcp_counters(names: Collection[str]) -> dict[str, int]:
+    """Return those of the kernel's extended TCP counters (TcpExt) that it has, of this network namespace."""
+    try:
+        lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
+    except OSError:
+        return {}
+    headings, values = [line.split()[1:] for line in lines if line.startswith("TcpExt:")]
+    return {name: int(value) for name, value in zip(headings, values, strict=True) if name in names}

@@ -5,20 +5,29 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from fabric.errors import DataplaneError
 from fabric.kernel.netlink import (
-    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_MULTIPATH,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTA_VIA,
+    RTMSG,
     RTN_BLACKHOLE,
     RTN_UNICAST,
+    RTNEXTHOP,
     RTNH_F_ONLINK,
     Hop,
     Rtnl,
-    dump,
+    attributes,
+    dump_routes,
     route_delete,
     route_replace,
 )
@@ -45,7 +54,7 @@ class NetlinkFib:
         """Return our routes. A hop's device is read back only where `replace` set it: the kernel
         reports the one it chose itself too, and the plan would find a difference for ever.
         """
-        found = [message for af in FAMILIES for message in await _main_table(af, proto=FABRIC_PROTO)]
+        found = [message for af in FAMILIES for message in await dump_routes(af, proto=FABRIC_PROTO)]
         return _routes(found, chosen_devices=False)
 
     async def foreign_routes(self) -> list[Route]:
@@ -53,8 +62,8 @@ class NetlinkFib:
 
         What next hops are resolved against. Keys may repeat: fe80::/64 is there once a link.
         """
-        found = [message for af in FAMILIES for message in await _main_table(af, type=RTN_UNICAST)]
-        foreign = [message for message in found if message["proto"] != FABRIC_PROTO]
+        found = [message for af in FAMILIES for message in await dump_routes(af, kind=RTN_UNICAST)]
+        foreign = [message for message in found if RTMSG.unpack_from(message)[5] != FABRIC_PROTO]
         return _routes(foreign, chosen_devices=True)
 
     async def replace(self, route: Route) -> None:
@@ -79,11 +88,6 @@ class NetlinkFib:
         await asyncio.sleep(0)
 
 
-async def _main_table(af: int, **match: int) -> list[Any]:
-    # The kernel itself picks table, proto and type (NETLINK_GET_STRICT_CHK).
-    return await dump("route", family=af, table=RT_TABLE_MAIN, **match)
-
-
 def _describe(route: Route) -> str:
     if route.blackhole:
         return f"blackhole route {route.key.prefix} (metric {route.key.metric})"
@@ -100,26 +104,44 @@ def _kernel_hop(hop: NextHop, what: str) -> Hop:
     return Hop(index, hop.gateway, onlink=hop.gateway is not None and hop.device is not None)
 
 
-def _routes(messages: Iterable[Any], *, chosen_devices: bool) -> list[Route]:
+def _routes(messages: Iterable[bytes], *, chosen_devices: bool) -> list[Route]:
     names = dict(socket.if_nameindex())
     return [_route(message, names, chosen_devices) for message in messages]
 
 
-def _route(message: Any, names: Mapping[int, str], chosen_devices: bool) -> Route:
-    default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
-    prefix = ip_network(f"{message.get_attr('RTA_DST') or default}/{message['dst_len']}")
-    key = RouteKey(prefix, message.get_attr("RTA_PRIORITY") or 0)
-    if message["type"] == RTN_BLACKHOLE:
+def _route(message: bytes, names: Mapping[int, str], chosen_devices: bool) -> Route:
+    family, length, _, _, _, _, _, kind, flags = RTMSG.unpack_from(message)
+    attrs = dict(attributes(message[RTMSG.size :]))
+    anywhere = bytes(4 if family == socket.AF_INET else 16)
+    key = RouteKey(ip_network((attrs.get(RTA_DST, anywhere), length)), _u32(attrs.get(RTA_PRIORITY)))
+    if kind == RTN_BLACKHOLE:
         return Route(key, frozenset(), blackhole=True)
-    hops = message.get_attr("RTA_MULTIPATH") or [message]
-    return Route(key, frozenset(_next_hop(hop, names, chosen_devices) for hop in hops))
+    several = attrs.get(RTA_MULTIPATH)
+    found = [(flags, _u32(attrs.get(RTA_OIF)), attrs)] if several is None else _multipath(several)
+    hops = (_next_hop(flags, index, attrs, names, chosen_devices) for flags, index, attrs in found)
+    return Route(key, frozenset(hops))
 
 
-def _next_hop(hop: Any, names: Mapping[int, str], chosen_devices: bool) -> NextHop:
-    gateway = hop.get_attr("RTA_GATEWAY")
-    if gateway and not chosen_devices and not hop["flags"] & RTNH_F_ONLINK:
-        return NextHop(ip_address(gateway))
-    # In a multipath route the link is a field, in a single one an attribute.
-    index = hop["oif"] if "hops" in hop else hop.get_attr("RTA_OIF")
+def _multipath(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Yield flags, link and attributes of each next hop."""
+    at = 0
+    while at + RTNEXTHOP.size <= len(data):
+        length, flags, _hops, index = RTNEXTHOP.unpack_from(data, at)
+        yield flags, index, dict(attributes(data[at + RTNEXTHOP.size : at + length]))
+        at += (length + 3) & ~3
+
+
+def _next_hop(
+    flags: int, index: int, attrs: Mapping[int, bytes], names: Mapping[int, str], chosen_devices: bool
+) -> NextHop:
+    # RTA_VIA is the gateway of another family than the prefix, whose number comes before it.
+    packed = attrs.get(RTA_GATEWAY) or attrs.get(RTA_VIA, b"")[2:]
+    gateway = ip_address(packed) if packed else None
+    if gateway and not chosen_devices and not flags & RTNH_F_ONLINK:
+        return NextHop(gateway)
     # A link that went away between the two reads has no name any more; its number differs from any name.
-    return NextHop(ip_address(gateway) if gateway else None, names.get(index, str(index)))
+    return NextHop(gateway, names.get(index, str(index)))
+
+
+def _u32(data: bytes | None) -> int:
+    return int.from_bytes(data, sys.byteorder) if data else 0

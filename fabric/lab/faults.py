@@ -8,7 +8,8 @@ right by the next `break` or `restore`. The caller holds the lab (`Lab.held`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from contextlib import suppress
 
 from fabric.errors import LabError, NotFound
 from fabric.lab import wires, wiring
@@ -152,9 +153,21 @@ def _end(lab: Lab, names: Sequence[str]) -> None:
             first.end()
     gone = {end.far for name in names for end in wires.ends(lab.topology, name)}
     _until(
-        lambda: not gone & wiring.ends_there(lab.home.backplane()),
+        lambda: _taken_away(lab, gone),
         f"lab {lab.name}: {', '.join(names)}: ended, but links are still there",
     )
+
+
+def _taken_away(lab: Lab, gone: Set[str]) -> bool:
+    """Delete what is there of these ends of links, and return whether that was nothing.
+
+    A node's go by themselves with its network, which the kernel keeps until the node's connections have had their last
+    retries: for minutes, where a link was cut before.
+    """
+    left = gone & wiring.ends_there(lab.home.backplane())
+    with suppress(LabError):  # one that went meanwhile
+        wiring.ip(lab.home.backplane(), [f"link delete {end}" for end in sorted(left)])
+    return not left
 
 
 def _mend(lab: Lab, index: int) -> Iterable[str]:

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
-from fabric.model.fields import Annotations, LabelMap, LabelOrEmpty, Name, Timestamp, broken
+from fabric.model.fields import Annotations, LabelOrEmpty, Labels, Name, Timestamp, broken
 
 API_VERSION: Final = "projectcalico.org/v3"
 ALWAYS: Final = "written at its zero value too"
@@ -85,7 +85,7 @@ class Metadata(Model):
     resource_version: str = Field(default="", exclude=True)
     generation: int | None = None
     creation_timestamp: Timestamp | None = None
-    labels: LabelMap = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
     annotations: Annotations = Field(default_factory=dict)
     owner_references: tuple[Mapping[str, Any], ...] = ()
     finalizers: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ M = TypeVar("M", bound=Model)
 _FIXED = (("kind",), ("apiVersion",), ("metadata", "name"), ("metadata", "namespace"), ("metadata", "uid"),
           ("metadata", "creationTimestamp"))  # fmt: skip
 
+_ANNOTATIONS = ("metadata", "annotations")
+
 # Strategic is what calicoctl does: a merge, since no list of these kinds has a merge key.
 PatchType: TypeAlias = Literal["strategic", "merge", "json"]
 
@@ -178,9 +180,15 @@ def _reread(stored: Resource, before: Tree, after: object) -> Resource:
         raise stale(wanted, stored.metadata.resource_version)
     read = from_tree(after, unknown="forbid")
     if isinstance(read, tuple):
-        # A newer tool's fields were there before, and are not this patch's mistake.
+        # A newer tool's fields were there before, and are not this patch's mistake; nor is an annotation that it left.
         mistakes = [
-            p for p in read if not (p.rule.startswith(NO_SUCH_FIELD) and value_at(before, p.path) is not None)
+            p
+            for p in read
+            if value_at(before, p.path) is None
+            or not (
+                p.rule.startswith(NO_SUCH_FIELD)
+                or (p.path[:2] == _ANNOTATIONS and value_at(before, p.path) == value_at(after, p.path))
+            )
         ]
         if mistakes:
             raise ConfigError("; ".join(map(str, mistakes)))

@@ -7,8 +7,11 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
+from fabric.model import extensions
 from fabric.model.base import Means, Model, Resource
 from fabric.model.bgp import BGPConfiguration, BGPPeer
+from fabric.model.bgpfilter import BGPFilter
+from fabric.model.caliconodestatus import CalicoNodeStatus
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.ipamconfiguration import IPAMConfiguration
@@ -19,8 +22,44 @@ from fabric.model.workloadendpoint import WorkloadEndpoint
 
 # A kind that is not here acts on nothing. A path stands for everything below it.
 ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
-    BGPConfiguration: frozenset({"spec.asNumber"}),
-    BGPPeer: frozenset({"spec.node", "spec.nodeSelector", "spec.peerIP", "spec.asNumber"}),
+    # What bindMode: NodeIP asks for is done anyway: each session listens on its own source address.
+    BGPConfiguration: frozenset(
+        {
+            "spec.nodeToNodeMeshEnabled",
+            "spec.asNumber",
+            "spec.communities",
+            "spec.prefixAdvertisements",
+            "spec.listenPort",
+            "spec.nodeMeshPassword",
+            "spec.nodeMeshMaxRestartTime",
+            "spec.bindMode",
+            "spec.ipv4NormalRoutePriority",
+            "spec.ipv6NormalRoutePriority",
+        }
+    ),
+    BGPFilter: frozenset({"spec.exportV4", "spec.importV4", "spec.exportV6", "spec.importV6"}),
+    BGPPeer: frozenset(
+        {
+            "spec.node",
+            "spec.nodeSelector",
+            "spec.peerIP",
+            "spec.asNumber",
+            "spec.peerSelector",
+            "spec.localASNumber",
+            "spec.keepOriginalNextHop",
+            "spec.nextHopMode",
+            "spec.password",
+            "spec.sourceAddress",
+            "spec.maxRestartTime",
+            "spec.keepaliveTime",
+            "spec.numAllowedLocalASNumbers",
+            "spec.ttlSecurity",
+            "spec.reachableBy",
+            "spec.filters",
+            "spec.reversePeering",
+        }
+    ),
+    CalicoNodeStatus: frozenset({"spec.node", "spec.classes", "spec.updatePeriodSeconds"}),
     ClusterInformation: frozenset(
         {"spec.clusterGUID", "spec.clusterType", "spec.calicoVersion", "spec.datastoreReady", "spec.variant"}
     ),
@@ -48,7 +87,15 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
         }
     ),
     IPReservation: frozenset({"spec.reservedCIDRs"}),
-    Node: frozenset({"spec.bgp.asNumber", "spec.bgp.ipv4Address", "spec.bgp.ipv6Address"}),
+    Node: frozenset(
+        {
+            "spec.bgp.asNumber",
+            "spec.bgp.ipv4Address",
+            "spec.bgp.ipv6Address",
+            "spec.bgp.routeReflectorClusterID",
+            "spec.interfaces",
+        }
+    ),
     WorkloadEndpoint: frozenset(
         {
             "spec.orchestrator",
@@ -64,10 +111,8 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
     ),
 }
 
-# What asks for no more than is done anyway, where that is not what Calico does when the field is absent.
-_DONE_ANYWAY: Final[Mapping[tuple[type[Resource], str], object]] = {
-    (BGPConfiguration, "spec.nodeToNodeMeshEnabled"): False,
-}
+# Of a BGPConfiguration named node.<name>; whatever it says of the mesh, which is the cluster's, is not done.
+_ACTING_ON_A_NODE: Final = frozenset({"spec.listenPort", "spec.prefixAdvertisements", "spec.communities"})
 
 # What acts only in part, and how.
 _IN_PART: Final[Mapping[tuple[str, str], str]] = {
@@ -86,13 +131,17 @@ def not_used(resource: Resource) -> tuple[str, ...]:
     kind = type(resource)
     if kind not in ACTING or _nobody_reads(resource):
         return (WHOLE,)
-    acting = ACTING[kind]
     spec: Model = getattr(resource, "spec")  # noqa: B009
+    said = resource.metadata.annotations
     if isinstance(resource, BGPConfiguration) and resource.metadata.name != "default":
-        mesh = "spec.nodeToNodeMeshEnabled"  # the cluster's alone, so any value asks for what is not done
-        inert = _inert(kind, spec, "spec", frozenset({mesh}))
-        return (*((mesh,) if resource.spec.node_to_node_mesh_enabled is not None else ()), *inert)
-    return tuple(_inert(kind, spec, "spec", acting))
+        mesh = "spec.nodeToNodeMeshEnabled"
+        given = [mesh] if resource.spec.node_to_node_mesh_enabled is not None else []
+        inert = [*given, *_inert(spec, "spec", _ACTING_ON_A_NODE | {mesh})]
+        ours = [key for key in said if key.startswith(extensions.PREFIX)]
+    else:
+        inert = list(_inert(spec, "spec", ACTING[kind]))
+        ours = extensions.unknown(resource.kind, said)
+    return (*(f"metadata.annotations.{key}" for key in ours), *inert)
 
 
 def effect(kind: str, path: str) -> str:
@@ -117,22 +166,20 @@ def _nobody_reads(resource: Resource) -> bool:
     return False
 
 
-def _inert(kind: type[Resource], model: Model, prefix: str, acting: frozenset[str]) -> Iterator[str]:
+def _inert(model: Model, prefix: str, acting: frozenset[str]) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
         path, value = f"{prefix}.{field.alias or name}", getattr(model, name)
-        if any(_covers(known, path) for known in acting) or _asks_nothing(kind, path, value, field):
+        if any(_covers(known, path) for known in acting) or _asks_nothing(value, field):
             continue
         if isinstance(value, Model) and any(_covers(path, known) for known in acting):
-            yield from _inert(kind, value, path, acting)
+            yield from _inert(value, path, acting)
         else:
             yield path
 
 
-def _asks_nothing(kind: type[Resource], path: str, value: object, field: FieldInfo) -> bool:
-    if value is None or (kind, path) in _DONE_ANYWAY:
-        return value is None or value == _DONE_ANYWAY[kind, path]
+def _asks_nothing(value: object, field: FieldInfo) -> bool:
     means = [note.value for note in field.metadata if isinstance(note, Means)]
-    return value in means or value == field.get_default(call_default_factory=True)
+    return value is None or value in means or value == field.get_default(call_default_factory=True)
 
 
 def _covers(path: str, other: str) -> bool:

@@ -6,6 +6,7 @@ The messages are the rule alone; whoever reports one adds the file, the path and
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -200,6 +201,14 @@ def _as_number(value: object) -> object:
     return int(high) << 16 | int(low)
 
 
+def valid_as_number(text: str) -> int:
+    """Return the AS number that `text` writes, plain or dotted. Raises ValueError otherwise, and for 0 (RFC 7607)."""
+    number = _as_number(text)
+    if not (isinstance(number, int) and 1 <= number <= 0xFFFFFFFF):
+        raise ValueError("must be an AS number, 1 to 4294967295")
+    return number
+
+
 def _selector(text: str) -> str:
     if len(text) > MAX_SELECTOR:
         raise ValueError(f"a selector has at most {MAX_SELECTOR} characters, this one {len(text)}")
@@ -322,7 +331,17 @@ Port: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=65535)]
 Name: TypeAlias = Annotated[str, AfterValidator(_name)]
 NameOrEmpty: TypeAlias = Annotated[str, AfterValidator(lambda text: text and _name(text))]
 LabelOrEmpty: TypeAlias = Annotated[str, AfterValidator(lambda text: text and _label(text))]
+
+
+def _label_texts(labels: object) -> object:
+    # Calico's tools read `routeReflector: true` and `rack: 7` as texts; a number with a point has more than one.
+    if not isinstance(labels, Mapping):
+        return labels
+    return {key: json.dumps(value) if isinstance(value, int) else value for key, value in labels.items()}
+
+
 LabelMap: TypeAlias = Annotated[Mapping[str, str], AfterValidator(valid_labels)]
+Labels: TypeAlias = Annotated[LabelMap, BeforeValidator(_label_texts)]
 Annotations: TypeAlias = Annotated[Mapping[str, str], AfterValidator(_annotations)]
 Timestamp: TypeAlias = Annotated[datetime, PlainValidator(_timestamp)]
 SelectorText: TypeAlias = Annotated[str, AfterValidator(_selector)]

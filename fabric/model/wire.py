@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_core import from_json as parse_json
 
 from fabric.errors import ConfigError
+from fabric.model import extensions
 from fabric.model.base import API_VERSION, Model, Path, Resource, Unknown, tree
 from fabric.model.kinds import did_you_mean, named, resource_class
 
@@ -80,17 +81,20 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
     """Return the resource that plain JSON values make up, or everything that is wrong with them.
 
     `unknown` says what becomes of a field that a modelled kind does not have. Forbidden, as in files, it is
-    an error, and everything wrong includes the rules about several fields of which one is wrong itself.
+    an error, and everything wrong includes the rules about several fields of which one is wrong itself, and
+    those about annotations of ours.
     """
     if not isinstance(value, Mapping):
         return (Problem((), shown(value), "a resource is a mapping with apiVersion, kind and metadata"),)
     api_version, kind = value.get("apiVersion", API_VERSION), value.get("kind")
     if not (isinstance(kind, str) and kind and isinstance(api_version, str) and api_version):
         return (Problem(("kind",), shown(kind), "a resource needs a kind and an apiVersion, both text"),)
+    said = tuple(_annotations(kind, value)) if unknown == "forbid" else ()
     try:
         cls = resource_class(kind, api_version)
         extra: Literal["allow", "forbid"] = "allow" if cls is Unknown else unknown
-        return cls.model_validate(value, by_alias=True, by_name=False, extra=extra)
+        read = cls.model_validate(value, by_alias=True, by_name=False, extra=extra)
+        return said or read
     except ValidationError as err:
         details = _mistakes(err.errors(include_url=False))
 
@@ -103,7 +107,19 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
 
     if unknown == "forbid":  # an operator is to mend it; the agent, that reads what is stored, must not wait
         details += _hidden(value, details, errors)
-    return tuple(_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
+    found = (_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
+    return (*found, *said)
+
+
+def _annotations(kind: str, value: Mapping[str, Any]) -> Iterator[Problem]:
+    metadata, spec = value.get("metadata"), value.get("spec")
+    given = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+    if not isinstance(given, Mapping):
+        return
+    texts = {key: text for key, text in given.items() if isinstance(text, str)}
+    wrong = extensions.problems(kind, texts, spec if isinstance(spec, Mapping) else {})
+    for key in filter(wrong.__contains__, texts):
+        yield Problem(("metadata", "annotations", key), shown(texts[key]), wrong[key])
 
 
 def describe(value: object) -> str:
@@ -207,7 +223,7 @@ def _hidden(
                 edits[path] = _GONE  # it hides the rules behind it
                 unsure.add(path)
         found += fresh
-        if not now or edits == before:
+        if not now or (edits == before and not fresh):
             return found
     return found
 

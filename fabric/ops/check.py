@@ -5,14 +5,17 @@ What is wrong with a host is judged in `fabric.ops.findings`; here is what reads
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from typing import TypeAlias
 
+from fabric.config import ENDPOINT
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts, probe, tables
@@ -25,6 +28,7 @@ from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.ops import findings, managers, resources, supervise
 from fabric.ops.findings import Cluster, Finding, Host, Severity
+from fabric.plan.routes import Route
 from fabric.store.kv import KeyValueStore
 
 Interface: TypeAlias = IPv4Interface | IPv6Interface
@@ -37,20 +41,23 @@ _SYSCTLS = (
     "net/netfilter/nf_conntrack_count",
     "net/netfilter/nf_conntrack_max",
 )
+_DNS = 3.0  # seconds
 _LINK_SYSCTLS = ("net/ipv4/conf/{}/rp_filter", "net/ipv6/conf/{}/accept_ra")
 
 
-async def read_host(asked: Cluster | None, root: Path = Path("/")) -> Host:
+async def read_host(asked: Cluster | None, root: Path = Path("/"), etcd: Iterable[str] = ()) -> Host:
     """Read what is judged of this host; nothing is changed, but that the kernel loads the tunnels `asked` for.
 
-    NetworkManager's and systemd-networkd's files are looked for below `root`.
+    NetworkManager's and systemd-networkd's files are looked for below `root`; `etcd` are its endpoints.
     """
     addresses = tuple(await facts.addresses())
+    with NetlinkFib() as fib:
+        foreign, own = await fib.foreign_routes(), await fib.owned_routes()
     of_links = [name.format(link) for link in findings.uplinks(addresses) for name in _LINK_SYSCTLS]
     running = supervise.running() is not None
     return Host(
         addresses=addresses,
-        routes=await routes(),
+        routes=_links(foreign),
         missing_features=await probe.missing_features(),
         missing_tunnels=await probe.missing_tunnels(asked.tunnels if asked else frozenset()),
         tcp_md5=await probe.has_tcp_md5(),
@@ -65,13 +72,31 @@ async def read_host(asked: Cluster | None, root: Path = Path("/")) -> Host:
         files=facts.files(managers.FILES, root),
         advertised_defaults=facts.advertised_defaults(),
         running=running,
+        own_routes=tuple(own),
+        foreign_routes=tuple(foreign),
+        etcd={endpoint: await _addresses_of(endpoint) for endpoint in etcd},
     )
 
 
 async def routes() -> tuple[tuple[Prefix, str], ...]:
     """Return prefix and link of every route of the main table that is not ours."""
     with NetlinkFib() as fib:
-        found = await fib.foreign_routes()
+        return _links(await fib.foreign_routes())
+
+
+async def _addresses_of(endpoint: str) -> tuple[Address, ...]:
+    """The addresses behind an endpoint, none where its name has none: whoever connects there says so."""
+    match = ENDPOINT.fullmatch(endpoint)
+    host = match["host"].strip("[]") if match else ""
+    try:
+        async with asyncio.timeout(_DNS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # no answer in time is the first, what can be no name the second
+        return ()
+    return tuple(dict.fromkeys(ip_address(str(name[0]).partition("%")[0]) for *_, name in found))
+
+
+def _links(found: Iterable[Route]) -> tuple[tuple[Prefix, str], ...]:
     return tuple((route.key.prefix, hop.device or "") for route in found for hop in route.next_hops)
 
 
@@ -91,9 +116,9 @@ async def read_cluster(kv: KeyValueStore) -> Cluster:
     )
 
 
-async def findings_here(asked: Cluster | None, node: str) -> list[Finding]:
+async def findings_here(asked: Cluster | None, node: str, etcd: Iterable[str]) -> list[Finding]:
     """Return all that is wrong with this host; before it has joined (`node` ""), also what a join could not choose."""
-    host = await read_host(asked)
+    host = await read_host(asked, etcd=etcd)
     return [*findings.judge(host, asked), *([] if node else findings.choices(host, asked))]
 
 

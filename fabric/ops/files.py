@@ -80,6 +80,22 @@ def read(names: Sequence[str], *, recursive: bool = False) -> list[Given]:
     return found
 
 
+def sound(names: Sequence[str], *, recursive: bool = False) -> list[Resource]:
+    """Return every resource in files, for what is worked out from files alone; `names` as for `read`.
+
+    Raises:
+        ConfigError: with every mistake, a line each, as `validate` finds them.
+    """
+    found = list(documents(names, recursive=recursive))
+    errors: list[str] = []
+    for document, between in zip(found, among(found), strict=True):
+        if problems := (*document.problems, *between):
+            errors += document.errors(problems)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return [document.entry.read for document in found if isinstance(document.entry.read, Resource)]
+
+
 def _given(document: Document) -> Given | None:
     """Return what `document` gives, or None if more is wrong with it than fields that its kind does not have."""
     if not all(problem.rule.startswith(NO_SUCH_FIELD) for problem in document.problems):

@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import ip_network
+from typing import Any
 
-from fabric.ipam.types import Prefix
+from fabric.ipam.types import Address, Prefix
 from fabric.kernel.facts import Clock, HostAddress, Listener
 from fabric.kernel.tables import NftEntry, Saved
 from fabric.model.ippool import IPPool
 from fabric.ops import firewall, managers
 from fabric.ops.firewall import Packet, Table
 from fabric.plan.links import is_ours
+from fabric.plan.routes import Route
 
 BGP_PORT = 179
 VXLAN_PORT = 4789
@@ -75,6 +77,12 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1604": (_W, "the uplinks have different MTUs"),
     "FAB1605": (_W, "an uplink's MTU is too small for IPv6"),
     "FAB1701": (_E, "the datastore does not answer"),
+    "FAB1702": (_E, "etcd is reached by a route from BGP"),
+    "FAB1703": (_W, "an etcd endpoint is inside a pool"),
+    "FAB1801": (_W, "a BGP session is not Established"),
+    "FAB1802": (_W, "a BGP session brings nothing that can be used"),
+    "FAB1803": (_W, "a BGP session carries nothing to its peer"),
+    "FAB1804": (_W, "a BGP session is near its limit of prefixes"),
 }
 
 
@@ -117,6 +125,9 @@ class Host:
         port_holders: who has the BGP port, apart from a node of ours that runs.
         sysctls: by name with slashes; absent ones are left out.
         files: NetworkManager's and systemd-networkd's, path to text.
+        own_routes: those of the main table that a node of ours made.
+        foreign_routes: the others.
+        etcd: the endpoints, each with the addresses that its name has.
         running: whether it is a node whose processes run.
     """
 
@@ -136,6 +147,9 @@ class Host:
     files: Mapping[str, str] = field(default_factory=dict)
     advertised_defaults: frozenset[str] = frozenset()
     running: bool = False
+    own_routes: tuple[Route, ...] = ()
+    foreign_routes: tuple[Route, ...] = ()
+    etcd: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,14 @@ def candidates(addresses: Iterable[HostAddress], version: int) -> list[HostAddre
     ]
 
 
+def is_own_on_lo(address: HostAddress) -> bool:
+    """Whether it is a single address on lo that is reachable from elsewhere, as where a host has several uplinks."""
+    single = address.address.network.prefixlen == address.address.max_prefixlen
+    return (
+        address.link == "lo" and single and not (address.address.is_loopback or address.address.is_link_local)
+    )
+
+
 def uplinks(addresses: Iterable[HostAddress]) -> list[str]:
     """Return the links with an address that may be the node's, each once."""
     addresses = list(addresses)
@@ -189,6 +211,7 @@ def judge(host: Host, cluster: Cluster | None) -> list[Finding]:
         *_firewall(host, cluster),
         *_managers(host),
         *_networks(host, known),
+        *_way_to_etcd(host, known),
     ]
 
 
@@ -406,6 +429,51 @@ def _own_networks(host: Host, pool: Prefix) -> Iterator[tuple[Prefix, str]]:
         meets = prefix.version == pool.version and prefix.overlaps(pool)
         if meets and not is_ours(link) and not _CARRIES_POOLS.fullmatch(link):
             yield prefix, link
+
+
+def _way_to_etcd(host: Host, cluster: Cluster) -> Iterator[Finding]:
+    """What of BGP would take etcd away: the node must reach it when its last session is down."""
+    own = {a.address.ip for a in host.addresses}
+    for endpoint, addresses in host.etcd.items():
+        for address in sorted({*addresses} - own, key=str):
+            what = f"etcd endpoint {endpoint}" + (f" ({address})" if str(address) not in endpoint else "")
+            if route := _learned(address, host):
+                vias = sorted(str(hop.gateway) for hop in route.next_hops if hop.gateway)
+                cause = f"{what} is reached by {route.key.prefix} via {', '.join(vias)}, which BGP made"
+                cure = (
+                    f"give the host a route of its own, such as `ip route add {address} via {vias[0]}`, and keep it in "
+                    "its network configuration: without a session the node would lose etcd as well"
+                )
+                yield Finding("FAB1702", cause, cure)
+            for pool in cluster.pools:
+                if address.version == pool.spec.cidr.version and address in pool.spec.cidr:
+                    cause = f"{what} is an address of pool {pool.metadata.name} ({pool.spec.cidr})"
+                    cure = "move one of them: a node that holds the block around it would draw the packets to etcd"
+                    yield Finding("FAB1703", cause, cure)
+
+
+def _learned(address: Address, host: Host) -> Route | None:
+    """The route to `address`, where it is one that BGP made: of ours, and over a gateway, as no workload's is."""
+    ways = [
+        (route.key.prefix.prefixlen, -route.key.metric, not is_own, route)
+        for is_own, routes in ((True, host.own_routes), (False, host.foreign_routes))
+        for route in routes
+        if route.key.prefix.version == address.version and address in route.key.prefix
+    ]
+    if not ways:
+        return None
+    *_, foreign, route = max(ways, key=lambda way: way[:3])
+    return None if foreign or not any(hop.gateway for hop in route.next_hops) else route
+
+
+def of_sessions(sessions: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """Return what the agent says is likely wrong with its sessions, as its socket reports them."""
+    return [
+        Finding(hint["id"], f"peer {session['peer']}: {hint['cause']}", hint["cure"])
+        for session in sessions
+        for hint in session["hints"]
+        if hint["id"] in CATALOGUE
+    ]
 
 
 def address_choice(addresses: Iterable[HostAddress], version: int) -> Finding | None:

@@ -10,14 +10,13 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv6Interface
 
 from fabric import config as configuration
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
 from fabric.kernel import facts
 from fabric.kernel.facts import HostAddress
-from fabric.model import namespaces
+from fabric.model import extensions, namespaces
 from fabric.model.base import API_VERSION, Resource, Tree
 from fabric.model.base import tree as as_tree
 from fabric.model.change import merge_patch
@@ -27,10 +26,11 @@ from fabric.model.node import Node
 from fabric.model.wire import from_json
 from fabric.ops import change, check, findings, resources
 from fabric.ops import cluster as founding
+from fabric.ops.check import Interface
 from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
-ID_ANNOTATION = "fabricctl.io/node-id"
+ID_ANNOTATION = extensions.NODE_ID
 DEFAULT_POOL = {4: "default-ipv4-ippool", 6: "default-ipv6-ippool"}
 
 
@@ -44,9 +44,10 @@ class Peer:
 
 @dataclass(frozen=True)
 class Request:
-    """What `node join` asks for; `ip` is "auto" or an address of this host."""
+    """What `node join` asks for; `ip` is "auto" or an address of this host, `etcd` has the endpoints."""
 
     name: str
+    etcd: tuple[str, ...] = ()
     ip: str = "auto"
     as_number: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
         raise ConfigError(f"{own_key}: cannot be read: {why}; nothing was changed; mend or delete it first")
     _check_host_is_free(request.name)
     addresses = await facts.addresses()
-    warnings = [*nodes.warnings, *await _check(kv)]
+    warnings = [*nodes.warnings, *await _check(kv, request.etcd)]
     address = check.choose_address(
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )
@@ -91,8 +92,8 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     warnings += _unused_pools(request, pools)
     cluster = await _cluster(request, pools, addresses)
     stored = next((node for node in nodes.resources if node.metadata.name == request.name), None)
-    changes = [_node(request, node_id, address, addresses, stored)]
-    changes += [_bgp_peer(request.name, node_id, peer) for peer in request.peers]
+    changes = [node_tree(request, node_id, address, addresses, stored)]
+    changes += [peer_tree(request.name, node_id, peer) for peer in request.peers]
     for tree in changes:
         _resource(tree)  # refuses a bad name or label before anything is written
     _remember_id(node_id)
@@ -147,10 +148,10 @@ def _check_host_is_free(name: str) -> None:
         )
 
 
-async def _check(kv: KeyValueStore) -> list[str]:
+async def _check(kv: KeyValueStore, etcd: Sequence[str]) -> list[str]:
     """Return warnings; raise for everything that is in the way."""
     cluster = await check.read_cluster(kv)
-    return check.refuse(findings.judge(await check.read_host(cluster), cluster))
+    return check.refuse(findings.judge(await check.read_host(cluster, etcd=etcd), cluster))
 
 
 async def _cluster(request: Request, there: Sequence[IPPool], addresses: list[HostAddress]) -> list[Resource]:
@@ -181,10 +182,10 @@ def _unused_pools(request: Request, there: Sequence[IPPool]) -> list[str]:
     ]
 
 
-def _node(
+def node_tree(
     request: Request,
     node_id: str,
-    address: IPv4Interface | IPv6Interface,
+    address: Interface,
     addresses: list[HostAddress],
     stored: Node | None,
 ) -> Tree:
@@ -192,18 +193,49 @@ def _node(
     other = 6 if address.version == 4 else 4
     bgp: Tree = {
         f"ipv{address.version}Address": str(address),
-        f"ipv{other}Address": _other_address(other, addresses, stored),
+        f"ipv{other}Address": _other_address(other, address, addresses, stored),
     }
     if request.as_number is not None:
         bgp["asNumber"] = request.as_number
     metadata: Tree = {"annotations": {ID_ANNOTATION: node_id}}
     if request.labels:
         metadata["labels"] = dict(request.labels)
-    return _tree("Node", request.name, {"bgp": bgp}, metadata)
+    spec: Tree = {"bgp": bgp, "interfaces": interfaces(addresses, stored)}
+    return _tree("Node", request.name, spec, metadata)
 
 
-def _other_address(version: int, addresses: list[HostAddress], stored: Node | None) -> str | None:
-    """The address of the other family: the only candidate in IPv6, or what stands there and the host still has."""
+def interfaces(addresses: Sequence[HostAddress], stored: Node | None) -> list[Tree]:
+    """What the Node says of the host's links, for those who plan its sessions from afar.
+
+    Its uplinks, and lo where it has addresses of the host alone. What others say of further links that the host has
+    stays, and so does what they say of these beside their addresses.
+    """
+    uplinks = findings.uplinks(addresses)
+    ours: dict[str, list[str]] = {link: [] for link in uplinks}
+    for a in addresses:
+        if findings.is_own_on_lo(a) or (a.link in uplinks and not a.address.is_link_local):
+            ours.setdefault(a.link, []).append(str(a.address))
+    links = {a.link for a in addresses}
+    kept = [as_tree(known) for known in (stored.spec.interfaces if stored else ())]
+    merged = [
+        known | {"addresses": ours.pop(known["name"])} if known.get("name") in ours else known
+        for known in kept
+    ]
+    stays = [known for known in merged if known.get("name", "") in {"", *links}]
+    return stays + [{"name": link, "addresses": held} for link, held in ours.items()]
+
+
+def _other_address(
+    version: int, chosen: Interface, addresses: list[HostAddress], stored: Node | None
+) -> str | None:
+    """The address of the other family: the only one there can be, or what stands there and the host still has.
+
+    Where the address that was chosen is the host's own on lo, the other may be one there as well.
+    """
+    found = [a for a in addresses if a.address.version == version and findings.is_own_on_lo(a)]
+    on_lo = any(a.address.ip == chosen.ip and findings.is_own_on_lo(a) for a in addresses)
+    if on_lo and len(found) == 1:
+        return str(found[0].address)
     found = findings.candidates(addresses, version)
     if version == 6 and len(found) == 1:
         return str(found[0].address)
@@ -212,11 +244,14 @@ def _other_address(version: int, addresses: list[HostAddress], stored: Node | No
     return str(held) if held and held.ip in {a.address.ip for a in addresses} else None
 
 
-def _bgp_peer(node: str, node_id: str, peer: Peer) -> Tree:
-    """The identity says that the peer came with the node, and goes with it."""
+def peer_tree(node: str, node_id: str, peer: Peer) -> Tree:
+    """The identity says that the peer came with the node, and goes with it. A ToR on each of several uplinks is met
+    from that uplink's address.
+    """
     name = f"{node}-{str(peer.address).replace(':', '-').strip('-')}"
     spec = {"node": node, "peerIP": str(peer.address), "asNumber": peer.as_number}
-    return _tree("BGPPeer", name, spec, {"annotations": {ID_ANNOTATION: node_id}})
+    said = {ID_ANNOTATION: node_id, extensions.SOURCE: extensions.UPLINK}
+    return _tree("BGPPeer", name, spec, {"annotations": said})
 
 
 def _tree(kind: str, name: str, spec: Tree, metadata: Tree | None = None) -> Tree:

@@ -15,7 +15,16 @@ from datetime import UTC, datetime
 from fabric import config as configuration
 from fabric.api import client
 from fabric.config import Config
-from fabric.errors import AgentError, ConfigError, Conflict, DataplaneError, FabricError, StoreError, Taken
+from fabric.errors import (
+    AgentError,
+    ConfigError,
+    Conflict,
+    DataplaneError,
+    FabricError,
+    Forbidden,
+    StoreError,
+    Taken,
+)
 from fabric.ipam import assign
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
@@ -211,6 +220,8 @@ async def _forget(node: str, kv: KeyValueStore) -> list[str]:
     gone = [*(("BGPPeer", "bgppeers", p.metadata.name) for p in mine), ("Node", "nodes", node)]
     txn = Txn((), tuple(Delete(keys.ResourceKey(plural, None, name).path) for _, plural, name in gone))
     await kv.commit(txn)
+    with suppress(Forbidden):  # who may not write there has published nothing
+        await kv.commit(Txn((), (Delete(f"{keys.PUBLISHED}{node}"),)))
     return [f"{kind} {name}: deleted" for kind, _, name in gone]
 
 

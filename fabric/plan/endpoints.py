@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_network
 
+from fabric.model import extensions
 from fabric.model.workloadendpoint import WorkloadEndpoint, name_of
 from fabric.plan.links import Address, Veth
 from fabric.plan.routes import NextHop, Route, RouteKey
 
-NETNS_ANNOTATION = "fabricctl.io/netns"  # where the container is on its node; Calico has no field for it
+NETNS_ANNOTATION = extensions.NETNS  # where the container is on its node; Calico has no field for it
 
 
 ORCHESTRATOR = "fabricctl"

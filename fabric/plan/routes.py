@@ -41,7 +41,8 @@ class NextHop:
 
     A device alone means the destination itself is on that link (a workload). A gateway alone must be
     on a connected prefix, and the kernel finds the device. Both mean the gateway is taken to be on
-    that device whatever the other routes say (`onlink`: tunnels, link-local gateways).
+    that device whatever the other routes say (`onlink`: tunnels, link-local gateways). The gateway of an
+    IPv4 prefix may be an IPv6 address (RFC 8950).
     """
 
     gateway: Address | None = None
@@ -95,17 +96,18 @@ class Fib(Protocol):
 def merge(
     *,
     workloads: Iterable[Route] = (),
+    static: Iterable[Route] = (),
     bgp: Iterable[Route] = (),
     blackholes: Iterable[Route] = (),
 ) -> RouteSet:
     """Return one route a prefix: the one of the best class, in the order of the parameters.
 
-    A local workload beats what peers say of its address, and a blackhole only fills what nobody else
-    claims. Two routes of one class for one prefix are somebody's mistake; the lower next hop then wins,
-    so that the result does not depend on the order in which they were heard.
+    A local workload beats what peers say of its address, as does the static way to a peer, and a blackhole
+    only fills what nobody else claims. Two routes of one class for one prefix are somebody's mistake; the lower
+    next hop then wins, so that the result does not depend on the order in which they were heard.
     """
     chosen: dict[Prefix, Route] = {}
-    for source in (workloads, bgp, blackholes):
+    for source in (workloads, static, bgp, blackholes):
         best: dict[Prefix, Route] = {}
         for route in source:
             rival = best.setdefault(route.key.prefix, route)

@@ -20,6 +20,7 @@ BLOCKS = f"{IPAM}assignment/"
 AFFINITIES = f"{IPAM}host/"
 HANDLES = f"{IPAM}handle/"
 IPAM_CONFIG = f"{IPAM}config"
+PUBLISHED = "/fabric/v1/bgp/"  # ours: what each node says of its sessions, by its name
 
 NAMESPACED = frozenset(
     {

@@ -71,6 +71,19 @@ def test_what_is_wrong_with_a_host_is_found(host: Namespace, commands: list[str]
     assert ids(host) == want
 
 
+def test_etcd_behind_a_route_that_bgp_made_is_found_until_the_host_has_its_own(host: Namespace) -> None:
+    def told() -> list[str]:
+        read = host.run(check.read_host(None, etcd=("198.51.100.9:2379", "localhost:2379")))
+        return [finding.cause for finding in judge(read, Cluster()) if finding.id not in MACHINE]
+
+    host.ip("route", "add", "default", "via", "192.0.2.254", "proto", "143", "metric", "1024")
+    assert told() == [
+        "etcd endpoint 198.51.100.9:2379 is reached by 0.0.0.0/0 via 192.0.2.254, which BGP made"
+    ]
+    host.ip("route", "add", "198.51.100.9", "via", "192.0.2.254")
+    assert told() == []
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
 def test_who_holds_the_bgp_port_is_found(host: Namespace, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -140,6 +153,14 @@ def test_what_the_pools_need_is_read_from_the_datastore(host: Namespace) -> None
     assert wanted.tunnels == {"IPIP"}
     told = judge(host.run(check.read_host(wanted)), wanted)
     assert "pool tunnels (192.0.2.0/24) meets 192.0.2.0/24 on eth0" in {finding.cause for finding in told}
+
+
+@pytest.mark.parametrize("name", ["192.0.2.9", "no-such.invalid", "two..dots"])
+def test_an_etcd_whose_name_has_no_address_is_for_its_client_to_complain_of(
+    host: Namespace, name: str
+) -> None:
+    read = host.run(check.read_host(None, etcd=[f"{name}:2379"]))
+    assert [list(map(str, found)) for found in read.etcd.values()] == ([[name]] if name[0] == "1" else [[]])
 
 
 async def _cluster(url: str) -> Cluster:

@@ -176,6 +176,27 @@ def test_get_prints_tables_names_and_templates(etcd: EtcdServer) -> None:
     assert err.startswith("fabricctl: IPPool junk: cannot be read: stored value is no JSON")
 
 
+def test_nodes_are_listed_with_the_as_number_that_they_have_in_the_end(etcd: EtcdServer) -> None:
+    nodes = [
+        {"kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"bgp": bgp}}
+        for name, labels, bgp in (
+            ("a", {"as": "65011"}, {"ipv4Address": "192.0.2.1/24"}),
+            ("b", {"as": "65011"}, {"ipv4Address": "192.0.2.2/24", "asNumber": 65099}),
+            ("c", {"as": "none"}, {"ipv4Address": "192.0.2.3/24"}),
+            ("d", {}, None),
+        )
+    ]
+    cluster = {"kind": "BGPConfiguration", "metadata": {"name": "default"}, "spec": {"asNumber": 65001}}
+    for by_label, want in ((False, ["65001", "65099", "65001", "-"]), (True, ["65011", "65099", "-", "-"])):
+        said = {"annotations": {"fabricctl.io/as-label": "as"}} if by_label else {}
+        items = [*nodes, {**cluster, "metadata": {"name": "default", **said}}]
+        each = [{"apiVersion": "projectcalico.org/v3", **item} for item in items]
+        ok(etcd, "apply", "-f", "-", text=json.dumps({"kind": "List", "apiVersion": "v1", "items": each}))
+        code, out, err = fabricctl(etcd, "node", "list")
+        assert (code, [line.split()[2] for line in out.splitlines()[1:]]) == (0, want)
+        assert ('Node c: the node\'s label as, "none", is no AS number' in err) == by_label
+
+
 def test_nothing_is_written_where_one_of_many_is_refused(etcd: EtcdServer) -> None:
     before = revision(etcd)
     second = POOL.replace("name: a", "name: b").replace("/24", "/25")

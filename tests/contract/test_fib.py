@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +27,7 @@ from fabric.plan.routes import (
     apply,
     plan,
 )
-from tests.contract.netns import Namespace
+from tests.contract.netns import CLONE_NEWNET, Namespace
 from tests.fakes.fib import FakeFib
 
 
@@ -107,6 +108,13 @@ KINDS = {
     ),
     "blackhole": (blackhole("10.244.6.0/26"), blackhole("fd00:6::/122")),
     "default": (via("0.0.0.0/0", "192.0.2.254"), via("::/0", "2001:db8::fe")),
+    "RFC 8950: IPv4 by IPv6": (
+        via("10.244.7.0/26", "2001:db8::11"),
+        via("10.244.7.64/26", "2001:db8::11", "2001:db8::12", "192.0.2.11"),
+        via("10.244.7.128/26", "fe80::1", device="up1"),
+        via("10.244.7.192/26", "fe80::1", "fe80::2", "198.51.100.9", device="up1"),
+        via("0.0.0.0/0", "2001:db8::fe"),
+    ),
 }
 
 
@@ -127,6 +135,8 @@ ONE_KEY = {
         via("10.244.9.0/26", "192.0.2.11"),
         via("10.244.9.0/26", "192.0.2.11", "192.0.2.12"),
         via("10.244.9.0/26", "192.0.2.12", "192.0.2.13", "192.0.2.14"),
+        via("10.244.9.0/26", "2001:db8::11"),
+        via("10.244.9.0/26", "2001:db8::11", "192.0.2.12"),
         blackhole("10.244.9.0/26"),
     ],
     6: [
@@ -177,6 +187,11 @@ def test_a_missing_device_is_named(real: Bench) -> None:
     assert caught.value.code == errno.ENODEV
 
 
+def test_a_link_local_gateway_needs_its_device(real: Bench) -> None:
+    with pytest.raises(DataplaneError, match=r"route 10\.244\.7\.0/26 via fe80::1 .*previous route was kept"):
+        real.host.run(real.fib.replace(via("10.244.7.0/26", "fe80::1")))
+
+
 def test_drift_is_found_exactly(real: Bench) -> None:
     kept, lost = KINDS["gateway"]
     real.heal(table(kept, lost))
@@ -214,6 +229,34 @@ def test_foreign_routes_carry_their_devices_and_none_of_ours(real: Bench) -> Non
     hop = NextHop(ip_address("192.0.2.254"), "up0")
     assert Route(RouteKey(ip_network("0.0.0.0/0"), 0), frozenset({hop})) in found
     assert not {route.key for route in found if route.key.metric == FABRIC_METRIC}
+
+
+def test_foreign_routes_are_read_whole(real: Bench) -> None:
+    real.host.ip("route", "add", "10.9.0.0/24", "via", "inet6", "fe80::1", "dev", "up0", "metric", "7")
+    hops = ("nexthop", "via", "inet6", "2001:db8::9", "nexthop", "via", "192.0.2.9", "weight", "2")
+    real.host.ip("route", "add", "10.9.1.0/24", *hops)
+    real.host.ip("link", "set", "up1", "down")  # up0 has no carrier then, and keeps its routes
+    found = {route.key: route.next_hops for route in real.host.run(_foreign())}
+    assert found[RouteKey(ip_network("10.9.0.0/24"), 7)] == {NextHop(ip_address("fe80::1"), "up0")}
+    assert found[RouteKey(ip_network("10.9.1.0/24"), 0)] == {
+        NextHop(ip_address(gateway), "up0") for gateway in ("2001:db8::9", "192.0.2.9")
+    }
+    assert found[RouteKey(ip_network("2001:db8::/64"), 256)] == {NextHop(None, "up0")}
+
+
+def test_a_host_without_ipv6_has_only_ipv4_routes(real: Bench) -> None:
+    real.host.command(
+        "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
+    )
+    real.heal(table(KINDS["gateway"][0]))
+    assert real.actual() == table(KINDS["gateway"][0])
+    assert {route.key.prefix.version for route in real.host.run(_foreign())} == {4}
+
+
+def test_a_namespace_that_never_had_a_route_has_none() -> None:
+    with Namespace() as space:  # whose lo is up, and has made the table
+        assert space.call(lambda: ctypes.CDLL(None).unshare(CLONE_NEWNET)) == 0
+        assert space.run(_foreign()) == []
 
 
 async def _foreign() -> list[Route]:

@@ -136,7 +136,17 @@ def test_addresses_say_link_state_and_kind(host: Namespace) -> None:
     host.ip("address", "add", "192.0.2.1/24", "dev", "veth0")
     found = host.run(addresses())
     assert HostAddress("lo", ip_interface("127.0.0.1/8"), True, "", 65536) in found
-    assert HostAddress("veth0", ip_interface("192.0.2.1/24"), False, "veth", 1500) in found
+    assert HostAddress("veth0", ip_interface("192.0.2.1/24"), False, "veth", 1500, carrier=False) in found
+
+
+def test_a_link_that_is_up_has_a_carrier_while_its_other_end_is_up(host: Namespace) -> None:
+    host.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    host.ip("address", "add", "192.0.2.1/24", "dev", "veth0")
+    host.ip("link", "set", "veth0", "up")
+    for state, carrier in ("up", True), ("down", False):
+        host.ip("link", "set", "veth1", state)
+        address = HostAddress("veth0", ip_interface("192.0.2.1/24"), True, "veth", 1500, carrier)
+        assert address in host.run(addresses())
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fabric.agent.datastore import Keeper, follow
+from fabric.agent.desired import Desired
 from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
 from fabric.agent.ribs import Ribs
+from fabric.agent.routing import Routing, routing
+from fabric.agent.sessions import Sessions
+from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.errors import Conflict, StoreError
@@ -82,8 +87,11 @@ class FakeNode:
         self.kv, self.fib = kv, FakeFib()
         self.links = RoutedLinks(self.fib)
         self.passes = Passes(self.links, self.fib)
-        self.state = State(name, ribs=Ribs(connected=True, settled=True))  # it has no peers
+        ribs = Ribs(connected=True, settled=True)  # it has no peers
+        self.state = State(name, ribs=ribs, routing=Routing(ribs))
         self.workloads = Workloads(self.state, kv, self.passes)
+        self.link = SpeakerLink()
+        self.sessions = Sessions(self.state, kv, self.link)
         self.keeper = Keeper(self.state, Journal(copy, Origin(name, "", ("fake",))))
 
     async def caught_up(self) -> None:
@@ -117,6 +125,14 @@ async def started(kv: FakeEtcd, name: str = "n1", copy: Path = NO_COPY) -> Async
         finally:
             for task in following:
                 task.cancel()
+
+
+def worked_out(state: State) -> Desired:
+    """Return what the node should have, its part in BGP worked out anew, as a whole pass does it."""
+    here = replace(state.host.here, secrets=state.secrets)
+    host = replace(state.host, here=here)
+    state.routing = routing(state.node, state.snapshot, state.ribs, host, state.routing)
+    return state.compute()
 
 
 async def put(kv: FakeEtcd, resource: Resource) -> None:

@@ -93,7 +93,7 @@ async def test_a_node_that_starts_without_etcd_has_what_it_had_and_calls_it_stal
         assert names(node) == {"web"}
         assert len(node.links.links) == 1
         assert sorted(route.blackhole for route in node.fib.routes.values()) == [False, True]
-        shown = report.status(node.state)
+        shown = report.status(node.state, 0.0)
         assert (shown["ready"], shown["datastore"]["in_sync"], shown["datastore"]["copied"]) == (
             False,
             False,
@@ -104,7 +104,7 @@ async def test_a_node_that_starts_without_etcd_has_what_it_had_and_calls_it_stal
             await node.workloads.attach(request("db", 1))
         kv.down = False
         await comes(node, lambda: node.state.snapshot.in_sync)
-        assert report.status(node.state)["datastore"]["stale_since"] is None
+        assert report.status(node.state, 0.0)["datastore"]["stale_since"] is None
         await node.workloads.attach(request("db", 1))
         assert names(node) == {"web", "db"}
 
@@ -116,9 +116,9 @@ async def test_a_later_reason_of_an_outage_is_shown_and_leaves_since_when_it_las
         kv.down = True
         kv.drop_watches()
         await comes(node, lambda: node.state.snapshot.lost.startswith("watch of"))
-        since = report.status(node.state)["datastore"]["stale_since"]
+        since = report.status(node.state, 0.0)["datastore"]["stale_since"]
         await comes(node, lambda: node.state.snapshot.lost.startswith("list of"))
-        assert report.status(node.state)["datastore"]["stale_since"] == since
+        assert report.status(node.state, 0.0)["datastore"]["stale_since"] == since
 
 
 async def test_what_went_while_it_was_away_goes_when_etcd_answers_and_not_before(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ async def test_where_etcd_answers_the_copy_is_not_looked_at(tmp_path: Path) -> N
     path.write_text("garbage")
     async with started(kv, copy=path) as node:
         await comes(node, lambda: node.state.snapshot.in_sync)
-        assert report.status(node.state)["problems"] == []
+        assert report.status(node.state, 0.0)["problems"] == []
         await copied(path, kv.revision)
 
 
@@ -239,7 +239,7 @@ async def test_a_copy_that_cannot_be_read_is_said_once_and_the_node_starts_witho
     with capture_logs() as logged:
         async with started(kv, copy=path) as node:
             await comes(node, lambda: bool(node.state.snapshot.lost))
-            [problem] = report.status(node.state)["problems"]
+            [problem] = report.status(node.state, 0.0)["problems"]
             assert "not the first line of a journal" in problem
             assert node.state.snapshot.revision == 0
             kv.down = False
@@ -253,7 +253,7 @@ async def test_a_disk_that_refuses_costs_the_copy_alone(tmp_path: Path) -> None:
     kv = await cluster("a")
     async with running(kv, copy=Path("/proc/self/refuses/copy")) as node:
         await eventually(lambda: bool(node.state.copy_problem))
-        assert "given up until the agent starts again" in report.status(node.state)["problems"][0]
+        assert "given up until the agent starts again" in report.status(node.state, 0.0)["problems"][0]
         await node.workloads.attach(request("web"))
 
 
@@ -311,7 +311,7 @@ async def test_while_the_datastore_is_locked_agents_wait(verb: str) -> None:
             ),
         )
         await node.caught_up()
-        shown = report.status(node.state)
+        shown = report.status(node.state, 0.0)
         assert (shown["ready"], shown["datastore"]["locked"]) == (False, True)
         with pytest.raises(NotInSync, match="datastoreReady is false"):
             await (

@@ -78,8 +78,15 @@ def test_without_sessions_it_settles_at_once_but_never_without_a_speaker() -> No
 
 def test_a_lost_speaker_leaves_the_paths_and_unsettles() -> None:
     ribs = settle(fold(connected(WHOLE, WHOLE), Update(A, (PATH,)), 11.0, PATIENCE), WANTED, 12.0)
-    gone = lost(ribs)
+    gone = lost(ribs, 1000.0)
     assert (gone.connected, gone.settled, gone.adj_rib_in) == (False, False, ribs.adj_rib_in)
+
+
+def test_without_a_speaker_no_session_is_known_to_be_established() -> None:
+    gone = lost(connected(WHOLE, UP), 1000.0)
+    assert {(s.state, s.since, s.reason, s.synced) for s in gone.sessions.values()} == {
+        (SessionState.IDLE, 1000.0, "the speaker does not answer", False)
+    }
 
 
 def test_once_settled_a_new_session_does_not_unsettle() -> None:

@@ -7,12 +7,15 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bgp import rib
+from bgp.rib import SessionState, SessionStatus
 from fabric.agent import server
 from fabric.agent.passes import Outcome
 from fabric.api import client
@@ -23,12 +26,16 @@ from fabric.errors import (
     FabricError,
     NotFound,
     NotInSync,
+    SpeakerError,
     Taken,
 )
 from fabric.plan.links import host_name
 from fabric.store import keys
 from fabric.store.kv import Delete, Txn
-from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, running
+from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, running, worked_out
+from tests.unit.test_agent_sessions import A, B, peer
+
+REMOTE = ip_network("10.0.9.0/26")
 
 
 @dataclass
@@ -50,7 +57,7 @@ async def serving(tmp_path: Path, cidr: str = "10.0.0.0/24") -> AsyncIterator[Se
     await put(kv, pool(cidr, blockSize=28 if cidr.endswith("/24") else 32))
     async with running(kv) as node, asyncio.TaskGroup() as tasks:
         at = tmp_path / "run" / "agent.sock"
-        serve = tasks.create_task(server.serve(node.state, node.workloads, node.passes, at))
+        serve = tasks.create_task(server.serve(node.state, node.workloads, node.sessions, node.passes, at))
         async with asyncio.timeout(5):
             while not (at.exists() and at.stat().st_mode & 0o777 == 0o600):  # noqa: ASYNC110  a file has no event
                 await asyncio.sleep(0.01)
@@ -106,6 +113,94 @@ async def test_status_says_what_the_node_is(tmp_path: Path) -> None:
         assert {r["prefix"]: r["type"] for r in routes} == {"10.0.0.5/32": "unicast"}
         for table in ("peers", "received", "best", "advertised"):
             assert await served.call("GET", f"/v1/bgp/{table}") == []
+
+
+async def with_peers(served: Served) -> None:
+    """Two peers, of which one is up and sends a path; as after a pass."""
+    await put(served.node.kv, peer("tor-a", A))
+    await put(served.node.kv, peer("tor-b", B))
+    await served.node.caught_up()
+    table = {REMOTE: rib.Path(REMOTE, A, A, as_path=(65000,))}
+    up = SessionStatus(SessionState.ESTABLISHED, 5.0, synced=True)
+    state = served.node.state
+    state.update(ribs=replace(state.ribs, sessions={A: up}, adj_rib_in={A: table}))
+    worked_out(state)
+
+
+async def test_tables_are_asked_by_peer_and_prefix(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await with_peers(served)
+        assert [s["name"] for s in await served.call("GET", "/v1/bgp/peers")] == ["tor-a", "tor-b"]
+        for query, found in (
+            ("", 1),
+            ("?peer=tor-a", 1),
+            (f"?peer={B}", 0),
+            ("?prefix=10.0.0.0%2F8", 1),
+            ("?prefix=10.0.9.9", 1),
+            ("?prefix=10.1.0.0%2F16", 0),
+        ):
+            assert len(await served.call("GET", f"/v1/bgp/received{query}")) == found, query
+        with pytest.raises(NotFound, match="there are: 192"):
+            await served.call("GET", "/v1/bgp/received?peer=nobody")
+        with pytest.raises(ConfigError, match='prefix "ten"'):
+            await served.call("GET", "/v1/bgp/best?prefix=ten")
+
+
+async def test_a_route_is_asked_by_prefix_or_address(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await with_peers(served)
+        found = await served.call("GET", "/v1/bgp/route?prefix=10.0.9.9")
+        assert (found["prefix"], [p["peer"] for p in found["paths"]]) == (str(REMOTE), [str(A)])
+        with pytest.raises(NotFound, match="no peer has sent"):
+            await served.call("GET", "/v1/bgp/route?prefix=203.0.113.0%2F24")
+        with pytest.raises(ConfigError, match='prefix ""'):
+            await served.call("GET", "/v1/bgp/route")
+
+
+async def test_a_session_is_drained_and_reset_by_its_peers_name(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await with_peers(served)
+
+        async def hand_down() -> None:
+            while True:
+                await served.node.state.dirty.wait()
+                served.node.state.dirty.clear()
+                served.node.link.told = worked_out(served.node.state).wanted
+                served.node.state.passed(Outcome())
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(hand_down())
+            answer = await served.call("POST", "/v1/bgp/peers/tor-a/drain")
+            assert answer == [{"peer": str(A), "name": "tor-a"}]
+            assert [s["drained"] for s in await served.call("GET", "/v1/bgp/peers")] == [True, False]
+            await served.call("POST", f"/v1/bgp/peers/{A}/undrain")
+            assert [s["drained"] for s in await served.call("GET", "/v1/bgp/peers")] == [False, False]
+            task.cancel()
+        with pytest.raises(SpeakerError, match="the speaker does not answer; nothing was done"):
+            await served.call("POST", "/v1/bgp/peers/tor-b/reset")
+        with pytest.raises(NotFound, match="nothing was done"):
+            await served.call("POST", "/v1/bgp/peers/nobody/reset")
+
+
+async def test_series_grow_with_peers_and_never_with_routes(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await with_peers(served)
+        text = await asyncio.to_thread(client.fetch, "GET", "/metrics", at=served.socket)
+        assert f'fabricctl_bgp_session_state{{peer="{A}"}} 2.0' in text
+        assert f'fabricctl_bgp_session_up{{peer="{B}"}} 0.0' in text
+        assert f'fabricctl_bgp_session_since{{peer="{A}"}} 5.0' in text
+        assert f'fabricctl_bgp_session_received{{peer="{A}"}} 1.0' in text
+        assert f'fabricctl_bgp_session_updates_in_total{{peer="{A}"}} 0.0' in text
+        assert 'fabricctl_bgp_update_to_kernel_seconds_bucket{le="+Inf"} 0.0' in text
+        state = served.node.state
+        more = {
+            ip_network(f"10.0.{n}.0/28"): rib.Path(ip_network(f"10.0.{n}.0/28"), A, A) for n in range(200)
+        }
+        state.update(ribs=replace(state.ribs, adj_rib_in={A: more}))
+        worked_out(state)
+        later = await asyncio.to_thread(client.fetch, "GET", "/metrics", at=served.socket)
+        assert len(later.splitlines()) == len(text.splitlines())
+        assert f'fabricctl_bgp_session_received{{peer="{A}"}} 200.0' in later
 
 
 async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:

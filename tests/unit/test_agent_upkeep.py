@@ -125,11 +125,11 @@ async def test_what_ipam_cannot_give_is_a_problem_of_the_node_until_it_can() -> 
         for number in range(4):
             await node.workloads.attach(request(f"w{number}", number))
         await look(node)
-        [problem] = report.status(node.state)["problems"]
+        [problem] = report.status(node.state, 0.0)["problems"]
         assert problem.startswith("ipip tunnel: node n1: no address left")
         await node.workloads.detach("default", "w0")
         await look(node)
-        assert report.status(node.state)["problems"] == []
+        assert report.status(node.state, 0.0)["problems"] == []
 
 
 async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() -> None:

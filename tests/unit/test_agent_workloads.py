@@ -484,7 +484,7 @@ async def test_beside_garbage_in_the_datastore_the_rest_works_and_the_garbage_is
     async with running(kv := await etcd()) as node:
         await kv.commit(Txn((), (Put(key, "garbage"),)))
         await node.caught_up()
-        assert [problem.split(": ")[0] for problem in report.status(node.state)["problems"]] == [key]
+        assert [problem.split(": ")[0] for problem in report.status(node.state, 0.0)["problems"]] == [key]
         await upkeep.look_after(node.state, kv, {}, datetime.now(UTC))
         await node.workloads.attach(request("web"))
         await node.workloads.attach(request("db", 1))

@@ -284,6 +284,11 @@ WORKLOAD = {"interface": "fab0123456789ab", "addresses": ["10.77.1.1", "fd77::1"
 HOST_END, TO_PEER = {"ifname": "fab0123456789ab"}, {"ifname": "eth1"}
 BLOCK: Mapping[str, Any] = {"type": "blackhole", "dst": "10.77.1.0/26"}
 LEARNED: Mapping[str, Any] = {"dst": "10.77.9.9", "gateway": "10.10.1.1", "dev": "eth1"}
+BY_IPV6: Mapping[str, Any] = {
+    "dst": "default",
+    "via": {"family": "inet6", "host": "fd00:10:1::1"},
+    "dev": "eth1",
+}
 OWN_ROUTES: list[Mapping[str, Any]] = [
     {"dst": "10.77.1.1", "dev": "fab0123456789ab"},
     {"dst": "fd77::1", "dev": "fab0123456789ab"},
@@ -296,7 +301,7 @@ OWN_ROUTES: list[Mapping[str, Any]] = [
         pytest.param(
             [TO_PEER, HOST_END], [BLOCK, LEARNED, *OWN_ROUTES], [WORKLOAD], [], id="all accounted for"
         ),
-        pytest.param([TO_PEER], [BLOCK, LEARNED], [], [], id="no containers"),
+        pytest.param([TO_PEER], [BLOCK, LEARNED, BY_IPV6], [], [], id="no containers"),
         pytest.param([HOST_END], [], [], ["link fab0123456789ab"], id="link"),
         pytest.param([], OWN_ROUTES, [], ["route 10.77.1.1", "route fd77::1"], id="routes"),
         pytest.param(

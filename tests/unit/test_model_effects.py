@@ -32,20 +32,20 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
         ("BGPConfiguration", {"asNumber": 65000, "bindMode": "None"}, ()),
         (
             "BGPConfiguration",
-            {"listenPort": 1790, "bindMode": "NodeIP"},
-            ("spec.listenPort", "spec.bindMode"),
+            {"listenPort": 1790, "bindMode": "NodeIP", "ignoredInterfaces": ["eth9"]},
+            ("spec.ignoredInterfaces",),
         ),
-        ("BGPConfiguration", {"nodeToNodeMeshEnabled": True}, ("spec.nodeToNodeMeshEnabled",)),
+        ("BGPConfiguration", {"nodeToNodeMeshEnabled": True}, ()),
         ("BGPConfiguration", {"nodeToNodeMeshEnabled": False}, ()),
-        (
-            "BGPPeer",
-            {"peerIP": "192.0.2.1", "asNumber": 1, "ttlSecurity": 1, "sourceAddress": "UseNodeIP"},
-            ("spec.ttlSecurity",),
-        ),
+        ("BGPPeer", {"peerIP": "192.0.2.1", "asNumber": 1, "ttlSecurity": 1, "sourceAddress": "None"}, ()),
+        ("BGPPeer", {"localWorkloadSelector": "all()", "asNumber": 1}, ("spec.localWorkloadSelector",)),
         (
             "Node",
-            {"bgp": {"ipv4Address": "192.0.2.1/24", "routeReflectorClusterID": "1.0.0.1"}, "wireguard": {}},
-            ("spec.bgp.routeReflectorClusterID", "spec.wireguard"),
+            {
+                "bgp": {"routeReflectorClusterID": "1.0.0.1", "ipv4IPIPTunnelAddr": "10.0.0.1"},
+                "wireguard": {},
+            },
+            ("spec.bgp.ipv4IPIPTunnelAddr", "spec.wireguard"),
         ),
         ("ClusterInformation", {"datastoreReady": False, "clusterType": "x"}, ()),
         (
@@ -53,7 +53,7 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
             {"ipForwarding": "Disabled", "ipv6Support": True, "bpfEnabled": True},
             ("spec.bpfEnabled",),
         ),
-        ("BGPFilter", {}, ("",)),
+        ("BGPFilter", {"exportV4": [{"action": "Accept"}]}, ()),
         ("NetworkPolicy", {}, ("",)),
         ("KubeControllersConfiguration", {}, ("",)),
     ],
@@ -65,7 +65,7 @@ def test_what_is_set_and_changes_nothing_is_named(kind: str, spec: object, paths
 @pytest.mark.parametrize(
     ("kind", "name", "spec", "paths"),
     [
-        ("BGPConfiguration", "node.a", {"asNumber": 65000}, ("spec.asNumber",)),
+        ("BGPConfiguration", "node.a", {"asNumber": 65000, "listenPort": 1790}, ("spec.asNumber",)),
         (
             "BGPConfiguration",
             "node.a",
@@ -83,6 +83,24 @@ def test_the_name_decides_whether_settings_count(
     kind: str, name: str, spec: object, paths: tuple[str, ...]
 ) -> None:
     assert unused(kind, spec, name) == paths
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "keys", "unused"),
+    [
+        ("BGPPeer", "tor", ["import", "source", "node-id"], []),
+        ("BGPPeer", "tor", ["exort"], ["exort"]),
+        ("Node", "a", ["drained", "import"], ["import"]),
+        ("BGPConfiguration", "default", ["import", "as-label"], []),
+        ("BGPConfiguration", "node.a", ["import"], ["import"]),
+    ],
+)
+def test_an_annotation_of_ours_that_means_nothing_there_is_named(
+    kind: str, name: str, keys: list[str], unused: list[str]
+) -> None:
+    annotations = {f"fabricctl.io/{key}": "x" for key in keys} | {"example.org/import": "x"}
+    value = {"kind": kind, "metadata": {"name": name, "annotations": annotations}, "spec": {}}
+    assert [path.rpartition("/")[2] for path in not_used(from_json(json.dumps(value)))] == unused
 
 
 def test_a_pools_tunnel_is_said_to_act_in_part() -> None:

@@ -78,6 +78,13 @@ def test_a_number_where_text_belongs_is_shown_as_it_is_written(name: str, shown:
     assert said(only(text)) == [f"3: metadata.name: {shown}: must be text; put it in quotes"]
 
 
+def test_a_label_without_quotes_is_a_text_as_for_calicos_tools() -> None:
+    text = f"{HEAD}kind: Node\nmetadata: {{name: a, labels: {{reflector: true, rack: 7}}}}\n"
+    read = only(text).read
+    assert isinstance(read, Resource)
+    assert read.metadata.labels == {"reflector": "true", "rack": "7"}
+
+
 def test_a_byte_that_is_no_text_spoils_its_own_document_only() -> None:
     node = HEAD.encode() + b"kind: Node\nmetadata: {name: %s}\n"
     data = b"---\n".join([node % b"a", node % b"b\xff", node % b"c"])

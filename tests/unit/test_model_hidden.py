@@ -29,6 +29,11 @@ def rule(**fields: object) -> dict[str, object]:
             ["spec.cidr", "spec.blockSize", "spec.vxlanMode"],
         ),
         ("IPPool", {"ipipMode": "Always", "vxlanMode": "Always"}, ["spec.cidr", "spec.vxlanMode"]),
+        (
+            "IPPool",
+            {"cidr": "x", "namespaceSelector": "all()", "ipipMode": "Always", "vxlanMode": "Always"},
+            ["spec.cidr", "spec.namespaceSelector", "spec.vxlanMode"],
+        ),
         ("IPPool", {"cidr": "10.0.0.0", "blockSize": 33}, ["spec.cidr"]),  # of which family?
         ("IPPool", {"cidr": "10.0.0.0/28", "blockSize": 33}, ["spec.blockSize"]),  # perhaps 28 was meant
         (

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fabric.kernel.tables import Saved
 from fabric.model.ippool import IPPool
 from fabric.ops.findings import CATALOGUE, DAEMONS, Cluster, Finding, Host, choices, judge, unreachable
 from fabric.ops.managers import LINK_SNIPPET, NETWORKD_SNIPPET, NM_SNIPPET
+from fabric.plan.routes import NextHop, Route, RouteKey
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "findings.md"
 BORN = datetime(2026, 11, 21, 5, 0, tzinfo=UTC)
@@ -42,6 +43,15 @@ GC, CT = "net/ipv4/neigh/default/gc_thresh3", "net/netfilter/nf_conntrack_"
 CLOSED = (":INPUT DROP [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]")
 NM, NETWORKD = DAEMONS
 MATCH_ALL = {"/etc/systemd/network/50.network": "[Match]\nName=*\n"}
+
+
+def way(prefix: str, *vias: str, metric: int = 1024, device: str = "eth0") -> Route:
+    hops = frozenset(NextHop(ip_address(via), device) for via in vias) or frozenset({NextHop(None, device)})
+    return Route(RouteKey(ip_network(prefix), metric), hops)
+
+
+ETCD = {"etcd.example:2379": (ip_address("10.9.0.5"),)}
+BGP_DEFAULT, DHCP_DEFAULT = way("0.0.0.0/0", "192.0.2.254"), way("0.0.0.0/0", "192.0.2.253", metric=100)
 
 
 def test_a_sound_host_has_no_findings() -> None:
@@ -74,6 +84,11 @@ def test_a_sound_host_has_no_findings() -> None:
         ({"saved": (filter_table(*CLOSED, "-A INPUT -p tcp -j ACCEPT"),)}, IPIP, "FAB1403", "IPIP packet (protocol 4)"),
         ({"saved": (filter_table("-A X -j RETURN"), filter_table("-A Y -j RETURN", backend="legacy"))}, None,
          "FAB1404", "IPv4: legacy has 1 rules (filter); nft has 1 rules (filter)"),
+        ({"etcd": ETCD, "own_routes": (BGP_DEFAULT,)}, None, "FAB1702",
+         "etcd.example:2379 (10.9.0.5) is reached by 0.0.0.0/0 via 192.0.2.254, which BGP made"),
+        ({"etcd": ETCD, "own_routes": (way("10.9.0.0/26", "192.0.2.1", "192.0.2.2"),),
+          "foreign_routes": (DHCP_DEFAULT,)}, None, "FAB1702", "10.9.0.0/26 via 192.0.2.1, 192.0.2.2"),
+        ({"etcd": {"10.77.1.1:2379": (ip_address("10.77.1.1"),)}}, PLAIN, "FAB1703", "pool p (10.77.0.0/16)"),
         ({"daemons": frozenset({NM})}, None, "FAB1501", "fab*"),
         ({"daemons": frozenset({NETWORKD})}, None, "FAB1502", "ManageForeignRoutes"),
         ({"daemons": frozenset({NETWORKD}), "files": MATCH_ALL | dict([NETWORKD_SNIPPET])}, None, "FAB1503",
@@ -172,3 +187,29 @@ def test_a_finding_tells_id_title_cause_and_cure() -> None:
     finding = Finding("FAB1101", "held by bird", "stop it")
     assert str(finding) == "FAB1101 port 179 is in use: held by bird; stop it"
     assert finding.refusal == "FAB1101 port 179 is in use: held by bird; nothing was changed; stop it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            {"own_routes": (BGP_DEFAULT,), "foreign_routes": (DHCP_DEFAULT,)}, id="its own has a lower metric"
+        ),
+        pytest.param(
+            {"own_routes": (BGP_DEFAULT,), "foreign_routes": (way("10.9.0.5/32", "192.0.2.9"),)},
+            id="its own is narrower",
+        ),
+        pytest.param(
+            {"own_routes": (way("10.9.0.5/32", device="fab0123456789ab"),)}, id="it is a workload here"
+        ),
+        pytest.param({"own_routes": (way("::/0", "2001:db8::fe"),)}, id="of another family"),
+        pytest.param(
+            {"etcd": {"127.0.0.1:2379": (ip_address("127.0.0.1"),)}, "own_routes": (BGP_DEFAULT,)}, id="here"
+        ),
+        pytest.param(
+            {"etcd": {"gone.example:2379": ()}, "own_routes": (BGP_DEFAULT,)}, id="without an address"
+        ),
+    ],
+)
+def test_etcd_by_a_way_of_the_hosts_own_is_no_finding(change: dict[str, Any]) -> None:
+    assert judge(replace(SOUND, **{"etcd": ETCD, **change}), PLAIN) == []

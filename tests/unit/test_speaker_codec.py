@@ -2,9 +2,20 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from bgp.rib import Announcement, Origin, Path, SessionSpec, SessionState, SessionStatus
+from bgp.rib import (
+    Announcement,
+    Attributes,
+    Notification,
+    Origin,
+    Path,
+    SessionSpec,
+    SessionState,
+    SessionStatus,
+    Traffic,
+)
 from bgp.speaker.codec import Message, decode, encode
-from bgp.speaker.seam import SessionChanged, SessionGone, Snapshot, Update, Wanted
+from bgp.speaker.rewanted import difference
+from bgp.speaker.seam import Counted, Reset, SessionChanged, SessionGone, Snapshot, Update, Wanted
 from fabric.errors import SpeakerError
 
 PEER, PEER6 = ip_address("10.0.0.2"), ip_address("2001:db8::2")
@@ -25,19 +36,51 @@ FULL = Path(
 )
 UP = SessionStatus(SessionState.ESTABLISHED, 1795236074.25, synced=True)
 DOWN = SessionStatus(SessionState.CONNECT, 0.0, 'a "quoted" reason\n', 3)
+IDLE = SessionStatus(
+    state=SessionState.IDLE,
+    since=1.5,
+    peer_id=IPv4Address("10.0.0.2"),
+    notification=Notification(6, 1, True, 1.5),
+    idle_until=901.5,
+)
+RICH = Attributes(
+    origin=Origin.INCOMPLETE,
+    as_path=(1, 0, 4200000001),
+    as_sets=frozenset({7, 8}),
+    med=0,
+    local_pref=4294967295,
+    communities=("1:2", "1:2:3"),
+    originator_id=IPv4Address("9.9.9.9"),
+    cluster_list=(IPv4Address("1.1.1.1"),),
+)
 WANTED = Wanted(
     frozenset(
         {
             SessionSpec(PEER, 65002, ip_address("10.0.0.1"), 65001, ROUTER_ID),
-            SessionSpec(PEER6, 1, ip_address("2001:db8::1"), 2, ROUTER_ID, 1790, True, 30, 60),
+            SessionSpec(
+                PEER6,
+                1,
+                ip_address("2001:db8::1"),
+                2,
+                ROUTER_ID,
+                port=1790,
+                passive=True,
+                hold_time=30,
+                restart_time=60,
+                listen_port=1791,
+                ttl_security=1,
+                password='a "key"',
+                extended_next_hop=True,
+            ),
         }
     ),
     {
         PEER: frozenset(
             {Announcement(ip_network("10.1.0.0/26")), Announcement(ip_network("10.2.0.0/26"), PEER)}
         ),
-        PEER6: frozenset(),
+        PEER6: frozenset({Announcement(ip_network("2001:db8::/64"), None, RICH)}),
     },
+    {PEER: 10_000},
 )
 
 
@@ -46,9 +89,19 @@ WANTED = Wanted(
     [
         Wanted(),
         WANTED,
+        difference(Wanted(), WANTED),
+        difference(WANTED, Wanted()),
         Snapshot(),
-        Snapshot({PEER: UP, PEER6: DOWN}, {PEER: frozenset({PLAIN}), PEER6: frozenset({FULL})}, WANTED),
+        Snapshot(
+            {PEER: UP, PEER6: DOWN},
+            {PEER: frozenset({PLAIN}), PEER6: frozenset({FULL})},
+            WANTED,
+            {PEER: Traffic(3, 4)},
+        ),
         SessionChanged(PEER6, DOWN),
+        SessionChanged(PEER, IDLE),
+        Counted(PEER, Traffic(1, 2)),
+        Reset(PEER, 2),
         SessionGone(PEER),
         Update(PEER, (PLAIN,)),
         Update(PEER6, (FULL,), (ip_network("::/0"),)),
@@ -71,7 +124,11 @@ def test_decode_is_the_inverse_of_encode(message: Message) -> None:
         (b'"router_id":"10.0.0.1"', b'"router_id":1'),
         (b'"peer_as":1,', b'"peer_as":"1; passive true",'),
         (b'"10.1.0.0/26"', b'"fd00::%a/64"'),
-        (b'["10.2.0.0/26","10.0.0.2"]', b'["10.2.0.0/26","fe80::1%a"]'),
+        (b'["10.0.0.2","igp"', b'["fe80::1%a","igp"'),
+        (b'"1:2:3"', b'"1:2:3 ] nlri"'),
+        (b'"1:2:3"', b'"no-export"'),
+        (b"[1,0,4200000001]", b'["1",0,4200000001]'),
+        (b'"listen_port":1791', b'"listen_port":"1791; passive false"'),
     ],
 )
 def test_nothing_but_addresses_and_numbers_reaches_exabgp(good: bytes, bad: bytes) -> None:

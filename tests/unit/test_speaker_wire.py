@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from bgp.rib import Address, Announcement, Origin, Path, Prefix
+from bgp.rib import Address, Announcement, Attributes, Origin, Path, Prefix
 from bgp.speaker.exabgp_wire import (
     Announce,
+    Answered,
     Command,
     Down,
     EndOfRib,
@@ -19,8 +20,9 @@ from bgp.speaker.exabgp_wire import (
     Neighbors,
     Opened,
     Received,
-    Refused,
     SendEndOfRib,
+    Sent,
+    Teardown,
     Unreadable,
     Up,
     Withdraw,
@@ -28,8 +30,10 @@ from bgp.speaker.exabgp_wire import (
     render,
 )
 
-PEER, SOURCE = ip_address("10.0.0.2"), ip_address("10.0.0.1")
+PEER = ip_address("10.0.0.2")
 PEER6 = ip_address("2001:db8::2")
+PEER_ID = IPv4Address("10.0.0.2")
+V4, BOTH = frozenset({4}), frozenset({4, 6})
 ENVELOPE = (
     '{ "exabgp": "5.0.0", "time": 1795236074.4, "type": "%s", '
     '"neighbor": { "address": { "local": "10.0.0.1", "peer": "10.0.0.2" }, '
@@ -45,9 +49,12 @@ GRACEFUL = (
     ', "64": { "name": "graceful restart", "time": 120, "address-family-flags": { "ipv4/unicast": [%s ] }, '
     '"restart-flags": [%s]  }'
 )
+OPEN6 = OPEN.replace('[ "ipv4/unicast" ]', '[ "ipv4/unicast", "ipv6/unicast", "l2vpn/evpn" ]')
+EXTENDED = ', "5": { "name": "nexthop", "conversion": [ "ipv4/unicast/ipv6" ] }'
 RECEIVE, SEND = '"direction": "receive", "message": { %s }', '"direction": "send", "message": { %s }'
 SHOWN = (
-    '[{"state": "up", "duration": 7, "fsm": "ESTABLISHED", "local": {"capabilities": {"asn4": true}, '
+    '[{"state": "up", "duration": 7, "fsm": "ESTABLISHED", '
+    '"local": {"capabilities": {"asn4": true, "description": "75c1ff"}, '
     '"address": "10.0.0.1", "as": 65001, "id": "10.0.0.1", "hold": 9}, "peer": {"address": "10.0.0.2", '
     '"as": 65002, "id": "10.0.0.2", "hold": 180}, "messages": {"sent": {"open": 1}}}]'
 )
@@ -62,6 +69,10 @@ ALL_ATTRIBUTES = (
 )
 WITHDRAWN = (
     '"update": { "withdraw": { "ipv4 unicast": [ { "nlri": "10.1.0.64/26" }, { "nlri": "10.2.0.0/26" } ] } }'
+)
+BOTH_NEXT_HOPS = (
+    '"update": { "attribute": { "origin": "igp" }, "announce": { "ipv6 unicast": { '
+    '"%s": [ { "nlri": "2001:db8:2::/48" } ], "%s": [ { "nlri": "2001:db8:2::/48" } ] } } }'
 )
 WITHDRAWN6 = '"update": { "withdraw": { "ipv6 unicast": [ { "nlri": "2001:db8:2::/48" } ] } }'
 
@@ -85,8 +96,8 @@ def full(prefix: str) -> Path:
 @pytest.mark.parametrize(
     ("line", "want"),
     [
-        pytest.param("done", None, id="ack"),
-        pytest.param("error", Refused(), id="refusal"),
+        pytest.param("done", Answered(), id="ack"),
+        pytest.param("error", Answered(done=False), id="refusal"),
         pytest.param("exabgp 5.0.15", None, id="the answer to a ping"),
         pytest.param("reload in progress", None, id="banner"),
         pytest.param('{ "exabgp": "5.0.0", "type": "notification", "notification": "shutdown" }', None),
@@ -104,7 +115,7 @@ def full(prefix: str) -> Path:
         ),
         pytest.param(
             ENVELOPE % ("state", '"state": "down", "reason": "notification sent (4,0)"'),
-            Down(PEER, "notification sent (4,0) hold timer expired", (4, 0)),
+            Down(PEER, "notification sent (4,0) hold timer expired", (4, 0), sent_by_us=True),
             id="hold timer",
         ),
         pytest.param(
@@ -112,21 +123,31 @@ def full(prefix: str) -> Path:
             Down(PEER, "notification received (6,77) cease", (6, 77)),
             id="unknown subcode: the code's name",
         ),
-        pytest.param(ENVELOPE % ("open", OPEN % ""), Opened(PEER, False, False), id="no graceful restart"),
+        pytest.param(ENVELOPE % ("open", OPEN % ""), Opened(PEER, PEER_ID, V4), id="no graceful restart"),
         pytest.param(
             ENVELOPE % ("open", OPEN % GRACEFUL % ("", " ")),
-            Opened(PEER, True, False),
+            Opened(PEER, PEER_ID, V4, graceful=V4, restart_time=120),
             id="graceful, not restarting",
         ),
         pytest.param(
             ENVELOPE % ("open", OPEN % GRACEFUL % ("", ' "forwarding" ')),
-            Opened(PEER, True, True),
+            Opened(PEER, PEER_ID, V4, graceful=V4, forwarding_lost=V4, restart_time=120),
             id="restarted (R) and its forwarding did not survive (no F)",
         ),
         pytest.param(
             ENVELOPE % ("open", OPEN % GRACEFUL % (' "restart"', ' "forwarding" ')),
-            Opened(PEER, True, False),
+            Opened(PEER, PEER_ID, V4, graceful=V4, restart_time=120),
             id="restarted (R), forwarding preserved (F)",
+        ),
+        pytest.param(
+            ENVELOPE6 % ("open", OPEN6 % EXTENDED),
+            Opened(PEER6, PEER_ID, BOTH),
+            id="IPv4 over IPv6 with its next hop (RFC 8950)",
+        ),
+        pytest.param(
+            ENVELOPE6 % ("open", OPEN6 % ""),
+            Opened(PEER6, PEER_ID, frozenset({6})),
+            id="IPv4 over IPv6, with a next hop of its own",
         ),
         pytest.param(
             ENVELOPE % ("update", RECEIVE % ALL_ATTRIBUTES),
@@ -144,19 +165,37 @@ def full(prefix: str) -> Path:
             id="IPv6 withdrawal",
         ),
         pytest.param(
+            ENVELOPE6 % ("update", RECEIVE % BOTH_NEXT_HOPS % ("2001:db8::2", "fe80::2")),
+            Received(PEER6, (Path(ip_network("2001:db8:2::/48"), PEER6, PEER6),)),
+            id="a global next hop, then a link-local one (RFC 2545)",
+        ),
+        pytest.param(
+            ENVELOPE6 % ("update", RECEIVE % BOTH_NEXT_HOPS % ("fe80::2", "2001:db8::2")),
+            Received(PEER6, (Path(ip_network("2001:db8:2::/48"), PEER6, PEER6),)),
+            id="the other way round",
+        ),
+        pytest.param(
             ENVELOPE % ("update", RECEIVE % '"eor": { "afi" : "ipv4", "safi" : "unicast" }'),
-            EndOfRib(PEER),
+            EndOfRib(PEER, 4),
             id="the peer's End-of-RIB",
         ),
         pytest.param(
             ENVELOPE % ("update", SEND % '"eor": { "afi" : "ipv4", "safi" : "unicast" }'),
-            EndOfRib(PEER, ours=True),
+            EndOfRib(PEER, 4, ours=True),
             id="our End-of-RIB has left",
         ),
-        pytest.param(ENVELOPE % ("update", SEND % ALL_ATTRIBUTES), None, id="our own update"),
         pytest.param(
-            SHOWN, Neighbors(frozenset({Neighbor(PEER, SOURCE, 65002, 65001, 9)})), id="show neighbor json"
+            ENVELOPE6 % ("update", RECEIVE % '"eor": { "afi" : "ipv6", "safi" : "unicast" }'),
+            EndOfRib(PEER6, 6),
+            id="the End-of-RIB of IPv6",
         ),
+        pytest.param(
+            ENVELOPE % ("update", RECEIVE % '"eor": { "afi" : "l2vpn", "safi" : "evpn" }'),
+            None,
+            id="the End-of-RIB of something else",
+        ),
+        pytest.param(ENVELOPE % ("update", SEND % ALL_ATTRIBUTES), Sent(PEER), id="our own update"),
+        pytest.param(SHOWN, Neighbors(frozenset({Neighbor(PEER, "75c1ff")})), id="show neighbor json"),
         pytest.param("[]", Neighbors(frozenset()), id="show neighbor json, without any"),
         pytest.param(
             ENVELOPE
@@ -215,9 +254,25 @@ def test_a_line_that_cannot_be_read_names_what_to_withdraw(
     assert line[:40] in heard.why
 
 
-def announce(*prefixes: str, via: str = "") -> frozenset[Announcement]:
+FULL = Attributes(
+    origin=Origin.EGP,
+    as_path=(65001, 4200000001, 0, 7),
+    as_sets=frozenset({9, 8}),
+    med=0,
+    local_pref=100,
+    communities=("1:2", "3:4:5", "6:7"),
+    originator_id=IPv4Address("9.9.9.9"),
+    cluster_list=(IPv4Address("1.1.1.1"), IPv4Address("2.2.2.2")),
+)
+WRITTEN = (
+    "origin egp as-path [ 65001 4200000001 ] ( 8 9 ) [ 7 ] med 0 local-preference 100 "
+    "community [ 1:2 6:7 ] large-community [ 3:4:5 ] originator-id 9.9.9.9 cluster-list [ 1.1.1.1 2.2.2.2 ]"
+)
+
+
+def announce(*prefixes: str, via: str = "", attributes: Attributes | None = None) -> frozenset[Announcement]:
     next_hop = ip_address(via) if via else None
-    return frozenset(Announcement(ip_network(prefix), next_hop) for prefix in prefixes)
+    return frozenset(Announcement(ip_network(p), next_hop, attributes or Attributes()) for p in prefixes)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +287,47 @@ def announce(*prefixes: str, via: str = "") -> frozenset[Announcement]:
             id="a line for each next hop",
         ),
         pytest.param(
-            Withdraw(PEER6, frozenset({ip_network("2001:db8:1::/64")})),
-            ["neighbor 2001:db8::2 withdraw attributes next-hop self nlri 2001:db8:1::/64"],
+            Announce(PEER, announce("10.1.0.0/26", "10.2.0.0/26", attributes=FULL)),
+            [f"neighbor 10.0.0.2 announce attributes next-hop self {WRITTEN} nlri 10.1.0.0/26 10.2.0.0/26"],
+            id="every attribute, once for all that share them",
+        ),
+        pytest.param(
+            Announce(PEER, announce("10.1.0.0/26", attributes=Attributes(as_path=()))),
+            ["neighbor 10.0.0.2 announce attributes next-hop self nlri 10.1.0.0/26"],
+            id="an empty AS path is ExaBGP's own",
+        ),
+        pytest.param(
+            Announce(
+                PEER,
+                announce("10.1.0.0/26", via="10.0.0.7", attributes=Attributes(as_path=(1,)))
+                | announce("10.2.0.0/26", attributes=Attributes(med=1))
+                | announce("10.3.0.0/26"),
+            ),
+            [
+                "neighbor 10.0.0.2 announce attributes next-hop self nlri 10.3.0.0/26",
+                "neighbor 10.0.0.2 announce attributes next-hop self med 1 nlri 10.2.0.0/26",
+                "neighbor 10.0.0.2 announce attributes next-hop 10.0.0.7 as-path [ 1 ] nlri 10.1.0.0/26",
+            ],
+            id="our own before what is passed on",
+        ),
+        pytest.param(
+            Announce(PEER6, announce("2001:db8:1::/64", "10.1.0.0/26", via="2001:db8::1")),
+            [
+                "neighbor 2001:db8::2 announce attributes next-hop 2001:db8::1 nlri 10.1.0.0/26",
+                "neighbor 2001:db8::2 announce attributes next-hop 2001:db8::1 nlri 2001:db8:1::/64",
+            ],
+            id="a line for each family",
+        ),
+        pytest.param(
+            Withdraw(PEER6, frozenset(map(ip_network, ("2001:db8:1::/64", "10.1.0.0/26")))),
+            [
+                "neighbor 2001:db8::2 withdraw attributes next-hop self nlri 10.1.0.0/26",
+                "neighbor 2001:db8::2 withdraw attributes next-hop self nlri 2001:db8:1::/64",
+            ],
             id="withdraw",
         ),
-        pytest.param(SendEndOfRib(PEER6), ["neighbor 2001:db8::2 announce eor ipv6 unicast"], id="eor"),
+        pytest.param(SendEndOfRib(PEER6, 4), ["neighbor 2001:db8::2 announce eor ipv4 unicast"], id="eor"),
+        pytest.param(Teardown(PEER, 4), ["neighbor 10.0.0.2 teardown 4"], id="teardown"),
         pytest.param(Announce(PEER, frozenset()), [], id="nothing"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The router's side (`bgp.router`) in each vendor's words."""
