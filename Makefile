@@ -27,7 +27,7 @@ setup: .venv/.ready ## install what is missing: Debian packages, then .venv
 	@$(BIN)/python -m pip install --quiet -e '.[dev,plots]'
 	@touch $@
 
-demo: setup ## a rack with two real ToRs: reach, cut a link, kill a ToR, measure
+demo: setup ## two racks, each with two real ToRs: reach, cut a link, kill a ToR, measure
 	@$(BIN)/python -m tests.demo
 
 test: setup ## all tests, ring by ring
@@ -44,6 +44,7 @@ bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.attach
 	@$(BIN)/python -m tests.bench.parallel
 	@$(BIN)/python -m tests.bench.labs
+	@$(BIN)/python -m tests.bench.bgp
 
 man: setup ## the man page, build/fabricctl.1, from the help texts
 	@mkdir -p build

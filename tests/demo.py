@@ -1,4 +1,4 @@
-"""Show the main job on real routers, by the public commands: a rack with two ToRs comes up, everybody reaches
+"""Show the main job on real routers, by the public commands: two racks with two ToRs each come up, everybody reaches
 everybody, a link is cut and a ToR dies, and each time the loss is measured.
 
 Exit status 0 only if everything was reached, before and after. What came up goes down at the end, on Ctrl-C too.
@@ -18,7 +18,7 @@ from fabric.lab.home import RUN
 from fabric.lab.lab import Lab
 
 ROOT = Path(__file__).parent.parent
-FILE = "containerlab/two-tors.clab.yml"
+FILE = "containerlab/two-racks.clab.yml"
 REPORTS = Path("build/demo")
 RUNS = 3  # attempts at a valid measurement
 FABRICCTL = [sys.executable, "-c", "from fabric.cli.main import program; program()"]
@@ -81,7 +81,8 @@ def measured(lab: Callable[..., None], name: str, *what: str) -> None:
 
 def show(lab: Callable[..., None]) -> None:
     """Print what a newcomer wants to see."""
-    heading("The nodes, and what they and their routers know")
+    heading("What the operator said, once for all nodes; and what they and their routers know")
+    lab("exec", "node1", "--", "fabricctl", "get", "bgppeer", "tors", "-o", "yaml")
     lab("exec", "node1", "--", "fabricctl", "node", "list")
     lab("exec", "node1", "--", "fabricctl", "bgp", "peers")
     lab("exec", "node1", "--", "ip", "route")
@@ -90,7 +91,7 @@ def show(lab: Callable[..., None]) -> None:
 
 
 def demonstrate(lab: Callable[..., None]) -> None:
-    heading("Two nodes, two top-of-rack routers (FRR and BIRD), an outside host: the nodes join and attach")
+    heading("Two racks, each with two ToRs (FRR and BIRD), below a spine: the nodes join and attach")
     lab("up")
     heading("Who reaches whom, and is all as it should be?")
     lab("verify")

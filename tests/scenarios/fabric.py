@@ -35,7 +35,7 @@ DEADLINE = 30.0  # seconds for any one condition
 
 # What each process of ours is called by in `ps`, as pgrep takes it.
 SUPERVISOR, AGENT, SPEAKER = "-m fabric.ops.supervise", "-m fabric.agent", "-m bgp.speaker"
-EXABGP = "-m exabgp server"
+EXABGP = "exabgp_main.py server"
 OURS = "fabric.ops|fabric.agent|bgp.speaker|exabgp|speaker/pump"
 
 
@@ -222,10 +222,12 @@ class Fabric:
         return {key: value for key, (_, value) in self.revisions().items()}
 
     def revisions(self) -> dict[str, tuple[int, str]]:
-        """Return everything in etcd, each with the revision of its last change."""
+        """Return all that is in etcd, with its revision, but for what nodes publish by themselves."""
         answer = json.loads(self.run("etcd", "etcdctl", "get", "--prefix", "/", "-w", "json").stdout)
         return {
-            _text(kv["key"]): (kv["mod_revision"], _text(kv.get("value", ""))) for kv in answer.get("kvs", [])
+            key: (kv["mod_revision"], _text(kv.get("value", "")))
+            for kv in answer.get("kvs", [])
+            if not (key := _text(kv["key"])).startswith("/fabric/v1/bgp/")
         }
 
     def links(self, node: str) -> list[str]:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.alone  # the demo's lab has one name, and a benchmark w
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "tests.demo"]
-LAB = "two-tors"
+LAB = "two-racks"
 FIGURE = {"min", "median", "max"}
 
 
@@ -41,7 +41,7 @@ def test_the_demo_reaches_everybody_measures_two_faults_and_leaves_nothing() -> 
     assert not (RUN / LAB).exists()
 
 
-@pytest.mark.parametrize("sign", ["lab up", "[1/7] node", "lab verify", "lab break"])
+@pytest.mark.parametrize("sign", ["lab up", "[1/11] node", "lab verify", "lab break"])
 def test_an_interrupted_demo_leaves_nothing(sign: str) -> None:
     with subprocess.Popen(
         DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,23 @@ def test_a_router_that_runs_though_it_was_held_is_restored(write: Callable[[str]
 def test_a_cut_link_of_a_node_that_was_off_is_whole_again_too(lab: Lab) -> None:
     faults.cut(lab, LINK)
     faults.power_off(lab, "b")
+    assert restore(lab) == ["node b: on again", "link a:eth1-b:eth1: whole again"]
+    until(lambda: pings(lab))
+
+
+def test_a_node_that_was_cut_off_in_the_middle_of_a_conversation_may_go_off(lab: Lab) -> None:
+    # The kernel keeps a network whose connections have something to say until they give up, minutes later.
+    talk = "import socket; s = socket.socket(); s.bind(('192.0.2.1', 7)); s.listen(); print(); s.accept()[0].recv(9)"
+    call = "import socket; s = socket.create_connection(('192.0.2.1', 7)); print(); s.recv(9)"
+    with lab.popen("a", [sys.executable, "-u", "-c", talk], stdout=subprocess.PIPE) as listening:
+        assert listening.stdout
+        listening.stdout.readline()
+        with lab.popen("b", [sys.executable, "-u", "-c", call], stdout=subprocess.PIPE) as calling:
+            assert calling.stdout
+            calling.stdout.readline()
+            faults.cut(lab, LINK)
+            assert faults.power_off(lab, "b") == "node b: off"
+        listening.kill()
     assert restore(lab) == ["node b: on again", "link a:eth1-b:eth1: whole again"]
     until(lambda: pings(lab))
 

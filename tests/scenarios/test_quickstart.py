@@ -165,9 +165,13 @@ def test_bgp_routes_show_received_best_and_advertised(fabric: Fabric) -> None:
     best = {path["prefix"]: path["next_hops"] for path in fabric.ask("node1", "bgp", "routes", "best")}
     assert best[theirs] == best["0.0.0.0/0"] == [{"address": NODE1.router, "device": "eth1"}]
     assert mine not in best
-    assert fabric.ask("node1", "bgp", "routes", "advertised") == [
-        {"peer": NODE1.router, "prefix": mine, "next_hop": NODE1.address}
-    ]
+    (sent,) = fabric.ask("node1", "bgp", "routes", "advertised")
+    assert {key: sent[key] for key in ("peer", "prefix", "next_hop", "as_path")} == {
+        "peer": NODE1.router,
+        "prefix": mine,
+        "next_hop": NODE1.address,
+        "as_path": [NODE1.as_number],
+    }
 
 
 @pytest.mark.parametrize(
