@@ -16,7 +16,18 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, g
 
 from pydantic.fields import FieldInfo
 
-from fabric.model import bgp, bgpfilter, effects, felixconfiguration, fields, hostendpoint, ippool, k8s, tier
+from fabric.model import (
+    bgp,
+    bgpfilter,
+    effects,
+    extensions,
+    felixconfiguration,
+    fields,
+    hostendpoint,
+    ippool,
+    k8s,
+    tier,
+)
 from fabric.model.base import Means, Metadata, Model, Resource, Unknown
 from fabric.model.kinds import KINDS, Kind
 from fabric.ops.records import PREFIXES
@@ -249,6 +260,9 @@ empty text is the same as none in most optional fields of one word or address, a
 Kept as it is: {others}. These are stored and given back untouched, without a look inside, and nothing here acts on
 them.
 
+Annotations whose key begins with `fabricctl.io/` say what Calico has no field for; the kinds that have some list them
+below their fields. A bad value is an error in a file; of a stored one the default holds, and `node status` says so.
+
 IPAM's own records, shown and not written: {records}.
 
 ## Metadata
@@ -265,7 +279,17 @@ def _section(kind: Kind) -> str:
         lines.append(" ".join(doc.split()))
     if kind.cls not in effects.ACTING:
         lines.append("*Not used yet.*")
-    return "\n".join(lines) + "\n\n" + _table("", kind.cls, kind.cls)
+    return "\n".join(lines) + "\n\n" + _table("", kind.cls, kind.cls) + _annotations(kind.name)
+
+
+def _annotations(kind: str) -> str:
+    """What is said of a kind by annotations of ours."""
+    if kind not in extensions.KNOWN:
+        return ""
+    lines = ["", "| annotation | allowed | default | meaning |", "|---|---|---|---|"]
+    for key, known in extensions.KNOWN[kind].items():
+        lines.append(f"| `{key}` | {known.allowed} | {known.default} | {known.meaning} |")
+    return "\n".join(lines) + "\n"
 
 
 def _table(prefix: str, cls: type[Model], kind: type[Resource] | None) -> str:

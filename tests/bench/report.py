@@ -84,8 +84,11 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw the rows that have a peer: a bar for the median, a line from minimum to maximum."""
+def write_plot(rows: Sequence[Row], path: Path, *, log: bool = False) -> None:
+    """Draw the rows that have a peer: a bar for the median, a line from minimum to maximum.
+
+    `log`: on a logarithmic scale, for rows that are far apart.
+    """
     # By name, and so without types: they are there only where the extra is.
     figure_class: Any = import_module("matplotlib.figure").Figure
     shown = [row for row in rows if row.peer][::-1]
@@ -95,6 +98,8 @@ def write_plot(rows: Sequence[Row], path: Path) -> None:
         assert row.peer
         _bar(axes, at + 0.2, row.ours, "tab:blue")
         _bar(axes, at - 0.2, row.peer, "tab:gray")
+    if log:
+        axes.set_xscale("log")
     axes.set_yticks(range(len(shown)), [f"{row.name}\nagainst {row.peer_name}" for row in shown], fontsize=8)
     axes.set_xlabel(f"{' / '.join(sorted({row.unit for row in shown}))}  (blue: ours, grey: the peer)")
     figure.savefig(path, format="svg")

@@ -24,7 +24,9 @@ from fabric.agent.desired import Desired
 from fabric.agent.endpoint import Request
 from fabric.agent.host import read_host
 from fabric.agent.passes import Passes
+from fabric.agent.sessions import Sessions
 from fabric.agent.snapshot import fold
+from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.api import client
@@ -140,7 +142,8 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
         snapshot = fold(state.snapshot, Changes(listing.revision, puts=listing.items))
         state.update(snapshot=replace(snapshot, in_sync=True), host=await read_host(fib))
         passes = Passes(TimedLinks(state.clock), fib)
-        serving = asyncio.create_task(server.serve(state, TimedWorkloads(state, kv, passes), passes, SOCKET))
+        workloads, sessions = TimedWorkloads(state, kv, passes), Sessions(state, kv, SpeakerLink())
+        serving = asyncio.create_task(server.serve(state, workloads, sessions, passes, SOCKET))
         try:
             await asyncio.to_thread(_await_socket)
             return await _rounds(state.clock, count)
