@@ -44,12 +44,14 @@ class Peerings:
     """What this node's BGP should be.
 
     `peerings` are by the peer's address, one each, since everything that follows knows a peer by its address.
-    `problems` says, by object ("BGPPeer tor1"), what of it this node does not do and why.
+    `problems` says, by object ("BGPPeer tor1"), what of it this node does not do and why. `required` are the BGPPeers
+    that ask for a session here without which this node is not ready, also where none could be made.
     """
 
     peerings: tuple[Peering, ...] = ()
     static_routes: tuple[StaticRoute, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
 
 
 def peerings(resources: Resources, here: Here) -> Peerings:
@@ -94,7 +96,14 @@ def peerings(resources: Resources, here: Here) -> Peerings:
         else:
             static += _static_route(claim)
     problems = {name: "; ".join(whys) for name, whys in sorted(said.items()) if whys}
-    return Peerings(tuple(made.values()), tuple(static), problems)
+    asking = {c.peer.metadata.name for at, c in claimed.standing.items() if c.peer and at not in own}
+    asking |= claimed.problems.keys()
+    required = {p.metadata.name for p in resources.peers if p.metadata.name in asking and _required(p)}
+    return Peerings(tuple(made.values()), tuple(static), problems, frozenset(required))
+
+
+def _required(peer: BGPPeer) -> bool:
+    return extensions.value(peer.metadata.annotations, extensions.REQUIRED, extensions.flag, default=False)
 
 
 def secret_place(name: str, key: str) -> tuple[str, str]:

@@ -33,6 +33,7 @@ log = structlog.get_logger()
 BATCH = 0.01  # seconds that events may gather at most, after a pass that took as long; the first one waits for none
 RETRY = 1.0  # seconds before refused operations are planned again, doubling up to LONGEST_RETRY
 LONGEST_RETRY = 90.0
+SECRETS = 5.0  # seconds before secrets that are not there are looked for again
 REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
 
 
@@ -119,6 +120,8 @@ def _patience(state: State, read_back: float, retry: float) -> float:
     if state.fault:
         return retry
     waits = [read_back]
+    if _missing_secrets(state):
+        waits.append(SECRETS)
     if state.outcome.refused:
         waits.append(retry)
     if state.ribs.connected and not state.ribs.settled and state.snapshot.revision:
@@ -139,7 +142,7 @@ async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool
     if not state.snapshot.revision:
         state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
-    await read_secrets(state, again=read_back)
+    await read_secrets(state, again=read_back or bool(_missing_secrets(state)))
     await state.route()
     outcome = await passes.run(state.compute, read_back=read_back)
     log_done(outcome)
@@ -159,6 +162,10 @@ async def read_secrets(state: State, *, again: bool) -> None:
     while again or _secret_refs(state) != state.secret_refs:
         refs, again = _secret_refs(state), False
         state.secrets, state.secret_refs = await asyncio.to_thread(secrets.read, refs), refs
+
+
+def _missing_secrets(state: State) -> frozenset[tuple[str, str]]:
+    return state.secret_refs - state.secrets.keys()
 
 
 def _secret_refs(state: State) -> frozenset[tuple[str, str]]:

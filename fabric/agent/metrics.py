@@ -21,7 +21,7 @@ SESSION_GAUGES = {
     "since": "when it came into that state, seconds of the Unix epoch",
     "flaps": "times the session went down",
     "received": "prefixes in its adj-RIB-in",
-    "accepted": "of those, prefixes that passed import",
+    "accepted": "of those, prefixes that take part in the decision",
     "best": "of those, prefixes that are in use",
     "advertised": "prefixes it carries to the peer",
     "max_prefixes": "prefixes at which it is closed, 0 for none",
@@ -40,7 +40,9 @@ class _StateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         state = self.state
         yield _one(
-            "fabricctl_ready", "1 when datastore and speaker are in sync and a pass went through", state.ready
+            "fabricctl_ready",
+            "1 while the node is ready; `fabricctl node status` says what it lacks",
+            state.ready,
         )
         yield _one("fabricctl_datastore_in_sync", "1 while the watch is whole", state.snapshot.in_sync)
         yield _one(

@@ -28,9 +28,10 @@ class State:
     `fault` is why the last pass could not be completed, "" where it was; `copy_problem` why there is no copy
     of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node.
 
-    `snapshot`, `ribs` and `host` change only through `update`, which wakes the pass loop and everyone
-    who waits in `until`. `secrets` has those of `secret_refs` that are there. `carriers` is what was heard of links
-    since the host was last read; `hurried` says that the next pass cannot wait for that.
+    `snapshot`, `ribs` and `host` change through `update`, which wakes the pass loop and everyone who waits in
+    `until`; what the pass loop itself reads of the host needs no waking. `secrets` has those of `secret_refs` that
+    are there. `carriers` is what was heard of links since the host was last read; `hurried` says that the next pass
+    cannot wait for that.
     """
 
     node: str
@@ -109,9 +110,10 @@ class State:
         return tuple(what for what, is_so in lacks.items() if is_so)
 
     def _required_up(self) -> bool:
-        required = [p.spec.peer for p in self.desired.peerings.peerings if p.required]
-        up = (self.ribs.sessions.get(peer) for peer in required)
-        return not required or any(seen and seen.state is SessionState.ESTABLISHED for seen in up)
+        peerings = self.desired.peerings
+        seen = (self.ribs.sessions.get(p.spec.peer) for p in peerings.peerings if p.required)
+        up = any(status and status.state is SessionState.ESTABLISHED for status in seen)
+        return up or not peerings.required
 
     @property
     def registered(self) -> bool:

@@ -21,12 +21,41 @@ def connected(*statuses: SessionStatus) -> Ribs:
     return fold(Ribs(), Snapshot(dict(zip((A, B), statuses, strict=False))), 10.0, PATIENCE)
 
 
-def test_a_snapshot_replaces_everything_known_before() -> None:
+def test_a_snapshot_replaces_what_was_known_of_peers_whose_table_is_whole() -> None:
     before = fold(connected(WHOLE), Update(A, (PATH,)), 11.0, PATIENCE)
-    after = fold(before, Snapshot({B: UP}, {B: frozenset({OTHER})}, WANTED), 20.0, PATIENCE)
-    assert after.sessions == {B: UP}
+    after = fold(before, Snapshot({A: WHOLE, B: UP}, {B: frozenset({OTHER})}, WANTED), 20.0, PATIENCE)
+    assert after.sessions == {A: WHOLE, B: UP}
     assert after.adj_rib_in == {B: {OTHER.prefix: OTHER}}
     assert (after.connected, after.settled, after.settle_by) == (True, False, 140.0)
+
+
+def begun_anew() -> Ribs:
+    """A has said two prefixes to the speaker before this one, which has heard nothing yet."""
+    known = replace(WHOLE, peer_id=ME)
+    before = fold(connected(known), Update(A, (PATH, OTHER)), 11.0, PATIENCE)
+    return fold(lost(before, 19.0), Snapshot(), 20.0, PATIENCE)
+
+
+def test_what_an_earlier_speaker_told_stands_until_its_peer_has_said_all_of_it() -> None:
+    # RFC 4724 §4.1: what is passed on must not shrink before End-of-RIB is heard.
+    ribs = fold(begun_anew(), SessionChanged(A, UP), 21.0, PATIENCE)
+    assert ribs.adj_rib_in == {A: {PATH.prefix: PATH, OTHER.prefix: OTHER}}
+    better = replace(PATH, med=5)
+    ribs = fold(ribs, Update(A, (better,)), 22.0, PATIENCE)
+    assert ribs.adj_rib_in[A] == {PATH.prefix: better, OTHER.prefix: OTHER}
+    ribs = fold(ribs, SessionChanged(A, WHOLE), 23.0, PATIENCE)
+    assert (ribs.adj_rib_in[A], ribs.remembered) == ({PATH.prefix: better}, {})
+
+
+def test_a_peer_keeps_its_id_while_it_has_not_connected_again() -> None:
+    ribs = fold(begun_anew(), SessionChanged(A, replace(UP, state=SessionState.CONNECT)), 21.0, PATIENCE)
+    assert ribs.sessions[A].peer_id == ME
+
+
+def test_what_nobody_says_again_is_gone_once_all_is_settled() -> None:
+    ribs = settle(begun_anew(), Wanted(), 21.0)
+    assert (ribs.settled, ribs.adj_rib_in, ribs.remembered) == (True, {A: {}}, {})
+    assert settle(begun_anew(), WANTED, 20.0 + PATIENCE).adj_rib_in == {A: {}}
 
 
 def test_an_update_replaces_by_prefix_and_withdraws() -> None:

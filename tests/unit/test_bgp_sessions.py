@@ -191,6 +191,17 @@ def test_a_mesh_session_with_a_node_of_another_as_is_ebgp() -> None:
     assert mine.spec.peer_as == 65002
 
 
+def test_a_required_peer_is_required_also_where_no_session_could_be_made() -> None:
+    said = {"required": "true"}
+    alone = (ME, configuration(nodeToNodeMeshEnabled=False))
+    gateway = peer("gw", {**said, "peer": "auto-gateway"}, peerIP=None)
+    unsigned = peer("tor", said, password={"secretKeyRef": {"name": "a", "key": "b"}})
+    found = of(*alone, gateway, unsigned, here=Here())
+    assert found.peerings == ()
+    assert found.required == {"gw", "tor"}
+    assert of(*alone, peer("me", said, peerIP="192.0.2.1"), peer("other")).required == set()
+
+
 def test_a_node_with_a_cluster_id_neither_starts_the_mesh_nor_is_part_of_it() -> None:
     reflector = node("n4", "192.0.2.4/24", routeReflectorClusterID="1.0.0.1")
     assert ends(of(*MESH, reflector)) == ends(of(*MESH))
