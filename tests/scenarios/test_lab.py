@@ -324,7 +324,7 @@ def test_a_runner_killed_half_way_leaves_what_down_ends(write: Callable[[str], P
             Lab.load(file).down()
         process.kill()
         process.wait()
-    assert all(each.alive for each in trace.processes)
+    assert [each for each in trace.processes if not each.alive] == []
     with cli("down", file) as process:
         assert process.wait(20) == 0
     trace.assert_nothing_left()
