@@ -91,7 +91,7 @@ async def pass_loop(
                 state.signatures.look(time.time())
                 await speaker.fail_over(state, link)
             outcome = await _pass(state, passes, link, read_back)
-            wanted = _forwarding(state) if asked.forwarding else {}
+            wanted = _forwarding(state)
             if wanted and (read_back or wanted != forwards):
                 await sysctls.set_recorded(wanted, SYSCTLS)
             forwards = wanted
@@ -106,7 +106,8 @@ async def pass_loop(
 
 def _forwarding(state: State) -> Mapping[str, str]:
     """Return the sysctls that make this host a router; none before it is known whether it may be one."""
-    if not state.snapshot.revision:
+    # By the snapshot as it is now: it may have come while the pass was under way.
+    if not state.snapshot.revision or not settings(state.snapshot, state.node).forwarding:
         return {}
     wanted = {"net.ipv4.ip_forward": "1"}
     if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
