@@ -22,7 +22,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -191,8 +190,8 @@ class Bench:
             self.birdc("abird", "configure")
         elif count:
             self.lab.exec("a", ["fabricctl", "apply", "-f", "-"], input=_bgp_peers(count))
-        else:
-            self.lab.exec("a", ["fabricctl", "delete", "-f", "-"], input=_bgp_peers(len(self.up(who))))
+        elif there := len(self.up(who)):
+            self.lab.exec("a", ["fabricctl", "delete", "-f", "-"], input=_bgp_peers(there))
         self.until(lambda: len(self.up(who)) == count, f"{count} peers of {who} are up")
         return max(self.up(who).values(), default=began) - began
 
@@ -318,10 +317,14 @@ def rows(samples: Samples, routes: Sequence[int], peers: Sequence[int]) -> list[
     for count in few:
         made.append(beside(f"memory with {count} peers", "MiB", f"{count} peers, memory"))
         # BIRD uses next to none of it, so that a ratio would say nothing.
+        name, (ours, peer) = f"{count} peers, processor", (OURS, PEER)
         made.append(
-            replace(
-                beside(f"processor while idle with {count} peers", "%", f"{count} peers, processor"),
-                ratio=None,
+            Row(
+                f"processor while idle with {count} peers",
+                "%",
+                Figure.of(samples[f"{name}: {ours}"]),
+                Figure.of(samples[f"{name}: {peer}"]),
+                PEER,
             )
         )
     heavy = f"{max(routes)} distinct"
