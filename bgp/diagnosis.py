@@ -14,6 +14,7 @@ from bgp.peering import Peering, Source
 from bgp.rib import Address, Notification, SessionState, SessionStatus
 
 PATIENCE = 5.0  # seconds for a session to come up before its silence means anything
+QUIET = 15.0  # seconds after a NOTIFICATION in which a peer that still talks is heard again: it is tried every ten
 SETTLED = 10.0  # seconds for an Established one to send what it has, where it owes no End-of-RIB
 NEARLY = 0.75  # of the largest number of prefixes
 
@@ -82,10 +83,16 @@ def _down(seen: Seen) -> Iterator[Diagnosis]:
             f"look at what the router sends; `fabricctl bgp reset {spec.peer}` tries it again at once, the annotation "
             "fabricctl.io/max-prefix allows more",
         )
-    elif last and last.at >= status.since - PATIENCE and (said := _refusal(seen, last)):
-        yield said
+    elif last and last.at >= status.since - PATIENCE and not _quiet(seen, last):
+        if said := _refusal(seen, last):
+            yield said
     elif status.state is SessionState.CONNECT and seen.age >= PATIENCE:
         yield _silence(seen)
+
+
+def _quiet(seen: Seen, last: Notification) -> bool:
+    """The peer has said nothing since `last`, for so long that this no longer is why the session is down."""
+    return seen.status.state is SessionState.CONNECT and seen.status.since + seen.age - last.at >= QUIET
 
 
 def _refusal(seen: Seen, last: Notification) -> Diagnosis | None:
@@ -93,7 +100,10 @@ def _refusal(seen: Seen, last: Notification) -> Diagnosis | None:
     spec = seen.peering.spec
     on_router = f"the router's neighbour {spec.source} must have remote AS {spec.local_as}"
     match (last.code, last.subcode), last.sent_by_us:
-        case ((6, 4 | 6 | 7 | 9), _) | ((6, 2 | 3), True):  # resets and changes, from which both come back
+        case ((6, 4 | 6 | 7 | 8 | 9), _) | (
+            (6, 2 | 3),
+            True,
+        ):  # resets and changes, from which both come back
             return None
         case (2, 2), True:
             cure = f"the peer's AS is not {spec.peer_as}: correct asNumber of {_asked_by(seen.peering)}"
@@ -114,24 +124,28 @@ def _refusal(seen: Seen, last: Notification) -> Diagnosis | None:
             )
         case _:
             cure = "compare both ends' settings of this session"
+    return Diagnosis("FAB1801", _ended(last), cure)
+
+
+def _ended(last: Notification) -> str:
     who = "this node" if last.sent_by_us else "the peer"
-    name = f"{words(last.code, last.subcode)} ({last.code}/{last.subcode})"
-    return Diagnosis("FAB1801", f"{who} ended it: {name}", cure)
+    return f"{who} ended it: {words(last.code, last.subcode)} ({last.code}/{last.subcode})"
 
 
 def _silence(seen: Seen) -> Diagnosis:
-    spec = seen.peering.spec
+    spec, last = seen.peering.spec, seen.status.notification
+    before = f" (before that, {_ended(last)})" if last else ""
     telling = {Signature.MISSING, Signature.WRONG} if spec.password else {Signature.UNEXPECTED}
     if dropped := seen.dropped & telling:
         cause = f"no answer, and the kernel drops TCP segments that come {' or '.join(sorted(dropped))}: likely MD5"
         cure = (
             f"give both ends the same password, or neither ({_asked_by(seen.peering)}: password.secretKeyRef)"
         )
-        return Diagnosis("FAB1801", cause, cure)
+        return Diagnosis("FAB1801", cause + before, cure)
     if spec.passive:
         return Diagnosis(
             "FAB1801",
-            "this node waits for the peer to connect, and it does not",
+            f"this node waits for the peer to connect, and it does not{before}",
             f"the router must connect to {spec.source} port {spec.listen_port}: it must not be passive as well, and no "
             "firewall be between",
         )
@@ -144,9 +158,13 @@ def _silence(seen: Seen) -> Diagnosis:
         suspects = ["MD5 differs: the router may have another password for this node, or none", *suspects[:2]]
     if spec.ttl_security:
         suspects.append(f"what comes has a TTL below {256 - spec.ttl_security}")
+    if last and (last.code, last.subcode) in ((6, 1), (6, 2)) and not last.sent_by_us:
+        suspects.append("the router still keeps it shut, as it said last")
+    reason = seen.status.reason
+    why = f": {reason}" if reason and "notification" not in reason else ""  # that one is what was before
     return Diagnosis(
         "FAB1801",
-        f"no answer from {spec.peer} port {spec.port}: {seen.status.reason}",
+        f"no answer from {spec.peer} port {spec.port}{why}{before}",
         f"likely {'; or '.join(suspects)}",
     )
 

@@ -34,5 +34,6 @@ class SignatureWatch:
                 self._rose = {**self._rose, kind: now}  # another thread may be reading the old one
         self._counts = counts
 
-    def lately(self, now: float) -> frozenset[Signature]:
-        return frozenset(kind for kind, at in self._rose.items() if now - at < LATELY)
+    def lately(self, now: float, since: float) -> frozenset[Signature]:
+        """Return the kinds that were dropped lately and since a session went down: not its fault what was before."""
+        return frozenset(kind for kind, at in self._rose.items() if at >= max(since, now - LATELY))

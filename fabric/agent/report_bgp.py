@@ -109,7 +109,7 @@ def _diagnoses(state: State, peering: Peering, status: SessionStatus, now: float
             dead_link=_dead_link(state.host.here, peering.spec.source),
             withheld=_withheld(state.desired.adj_ribs_out.get(peer), state.desired.own.blocks),
             others=len(state.snapshot.all(Node)) > 1 or len(state.desired.peerings.peerings) > 1,
-            dropped=state.signatures.lately(now),
+            dropped=state.signatures.lately(now, status.since),
         )
     )
 

@@ -80,8 +80,17 @@ def peers(
     if form in (PeersFormat.JSON, PeersFormat.YAML):
         output.document(sessions, Format(form))
         return
+    _warn(client.call("GET", "/v1/status"))
     now = time.time()
     _print_peers([("", now, session) for session in sessions], wide)
+
+
+def _warn(status: Json) -> None:
+    """Say what of BGP's resources is not done, also where no session tells of it."""
+    from fabric.ops import findings
+
+    for problem in findings.bgp_problems(status):
+        output.note(f"warning: {problem}")
 
 
 def _peers_of_all(form: PeersFormat, wide: bool) -> None:

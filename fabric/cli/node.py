@@ -228,7 +228,8 @@ def check(form: Output = Format.TABLE) -> None:
     with output.progress("host"):
         found = asyncio.run(op.findings_here(cluster, configuration.saved().node, config.etcd)) + found
     with suppress(AgentError):  # none runs
-        found += findings.of_sessions(client.call("GET", "/v1/bgp/peers"))
+        status = client.call("GET", "/v1/status")
+        found += [*findings.of_sessions(status["sessions"]), *findings.of_resources(status)]
     if not config.etcd:
         output.note(
             "the datastore was not looked at: no etcd endpoint is configured; give --etcd before `node`"

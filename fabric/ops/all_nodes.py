@@ -27,7 +27,7 @@ class Published:
     def missing(self, now: float) -> str:
         """Why what is here is not how the node is now, "" where it is."""
         if not self.at:
-            return "has published nothing: no agent of ours runs there"
+            return "has published nothing yet: it has just started, or no agent of ours runs there"
         if self.stale(now):
             return f"has published nothing for {now - self.at:.0f} s: what is shown is stale"
         return ""

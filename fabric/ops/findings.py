@@ -83,6 +83,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1802": (_W, "a BGP session brings nothing that can be used"),
     "FAB1803": (_W, "a BGP session carries nothing to its peer"),
     "FAB1804": (_W, "a BGP session is near its limit of prefixes"),
+    "FAB1805": (_W, "a BGP resource is not done as it says"),
 }
 
 
@@ -474,6 +475,18 @@ def of_sessions(sessions: Iterable[Mapping[str, Any]]) -> list[Finding]:
         for hint in session["hints"]
         if hint["id"] in CATALOGUE
     ]
+
+
+def bgp_problems(status: Mapping[str, Any]) -> list[str]:
+    """Return what the agent does not do of BGPPeers, BGPConfigurations and its Node's BGP, of its /v1/status."""
+    of_bgp = ("BGPPeer ", "BGPConfiguration ", f"Node {status['node']}:")
+    return [problem for problem in status["problems"] if problem.startswith(of_bgp)]
+
+
+def of_resources(status: Mapping[str, Any]) -> list[Finding]:
+    """Return a finding for each of `bgp_problems`."""
+    cure = "correct the resource, or give it what it names; `fabricctl bgp peers` says it no longer when it is done"
+    return [Finding("FAB1805", problem, cure) for problem in bgp_problems(status)]
 
 
 def address_choice(addresses: Iterable[HostAddress], version: int) -> Finding | None:

@@ -33,6 +33,10 @@ R = TypeVar("R", bound=Resource)
 
 KINDS = ("node", "bgpconfiguration", "bgppeer", "bgpfilter", "ippool")
 MOST_PASSWORD = 80  # linux/tcp.h: TCP_MD5SIG_MAXKEYLEN
+UNKNOWN_LINKS = (
+    "Node's spec.interfaces: is empty, so the addresses that a link gives are not known, and what is printed for "
+    "them may be another link's; `fabricctl node join` writes it"
+)
 UNKNOWN_GATEWAY = "which default gateway the session is with is not known here; name that router with --peer"
 
 
@@ -89,6 +93,7 @@ def make(given: Given, vendor: str, one: Collection[Address] = ()) -> Made:
     """
     problems: defaultdict[str, list[str]] = defaultdict(list)
     by_gateway = {f"BGPPeer {peer.metadata.name}" for peer in given.all(BGPPeer) if _by_gateway(peer)}
+    by_link = {peer.metadata.name for peer in given.all(BGPPeer) if sessions.by_link(peer)}
     nodes = []
     for node in given.all(Node):
         name = node.metadata.name
@@ -99,6 +104,8 @@ def make(given: Given, vendor: str, one: Collection[Address] = ()) -> Made:
                 problems[f"{what}: {why}"].append(name)
             elif not one:
                 problems[f"{what}: {UNKNOWN_GATEWAY}"].append(name)
+        if not node.spec.interfaces and any(p.name in by_link for p in found.peerings):
+            problems[UNKNOWN_LINKS].append(name)
         nodes.append(NodeEnd(name, _own(node), here, found.peerings))
     made = router.routers(nodes, given.all(IPPool), one)
     notes = (*given.notes, *(f"{why} (on {', '.join(names)})" for why, names in sorted(problems.items())))

@@ -103,6 +103,6 @@ async def test_all_nodes_are_listed_those_that_publish_nothing_too() -> None:
     assert [p.missing(1030.0).split(":")[0] for p in found] == [
         "",
         "has published nothing for 530 s",
-        "has published nothing",
-        "has published nothing",
+        "has published nothing yet",
+        "has published nothing yet",
     ]

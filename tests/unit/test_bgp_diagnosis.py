@@ -32,7 +32,8 @@ def told(seen: Seen) -> str:
 
 
 def said(peering: Peering, code: int, subcode: int, by_us: bool = False) -> str:
-    return told(down(peering, status=replace(DOWN, notification=Notification(code, subcode, by_us, 100.0))))
+    status = replace(DOWN, notification=Notification(code, subcode, by_us, 100.0))
+    return told(down(peering, status=status, age=14.0))
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,39 @@ def test_a_notification_says_which_end_to_mend(code: tuple[int, int], by_us: boo
     assert text in said(EXTERNAL, *code, by_us)
 
 
-@pytest.mark.parametrize("subcode", [4, 6, 7, 9])
-def test_after_an_end_that_both_come_back_from_silence_says_more(subcode: int) -> None:
-    assert "no answer" in said(EXTERNAL, 6, subcode)
+@pytest.mark.parametrize("by_us", [False, True])
+@pytest.mark.parametrize("subcode", [4, 6, 7, 8, 9])
+def test_after_an_end_that_both_come_back_from_only_silence_says_more(subcode: int, by_us: bool) -> None:
+    ended = replace(DOWN, notification=Notification(6, subcode, by_us, 100.0))
+    assert diagnose(down(status=ended, age=14.0)) == ()
+    assert "no answer" in told(down(status=ended, age=15.0))
+
+
+@pytest.mark.parametrize(
+    ("code", "by_us"), [((4, 0), True), ((6, 6), False), ((6, 3), False), ((2, 2), False)]
+)
+def test_silence_after_a_notification_is_no_answer_and_the_notification_is_history(
+    code: tuple[int, int], by_us: bool
+) -> None:
+    word = "sent" if by_us else "received"
+    status = replace(DOWN, reason=f"notification {word} ({code[0]},{code[1]})")
+    status = replace(status, notification=Notification(*code, by_us, 100.0))
+    text = told(down(status=status, age=70.0))
+    who = "this node" if by_us else "the peer"
+    assert text.startswith(f"FAB1801 no answer from 10.1.0.0 port 179 (before that, {who} ended it: ")
+    assert f"({code[0]}/{code[1]}))" in text
+    assert f"notification {word}" not in text
+    assert "a firewall is between" in text
+
+
+def test_a_refusal_that_is_repeated_stays_the_diagnosis_however_long_it_is_down() -> None:
+    status = replace(DOWN, notification=Notification(2, 2, False, at=690.0))
+    assert "must have remote AS" in told(down(status=status, age=600.0))
+
+
+def test_silence_of_a_router_that_shut_the_session_may_be_just_that() -> None:
+    status = replace(DOWN, notification=Notification(6, 2, False, 100.0))
+    assert "the router still keeps it shut" in told(down(status=status, age=70.0))
 
 
 def test_a_notification_of_an_earlier_end_is_not_why_it_is_down_now() -> None:

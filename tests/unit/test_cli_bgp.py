@@ -85,6 +85,20 @@ def test_peers_say_how_each_is_why_one_is_down_and_what_mends_it(capsys: pytest.
     assert rest == ["", "10.2.0.0: the cause [FAB1801]", "  the cure"]
 
 
+def test_what_is_not_done_of_bgp_resources_is_a_warning_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "BGPPeer tor-b: no secret: no session"
+    answers = {"/v1/bgp/peers": [UP], "/v1/status": {"node": "n1", "problems": ["/some/key: why", problem]}}
+    monkeypatch.setattr("fabric.api.client.call", lambda _method, path: answers[path])
+    bgp.peers(all_nodes=False, form=bgp.PeersFormat.TABLE)
+    said = capsys.readouterr()
+    assert said.err == f"warning: {problem}\n"
+    assert "10.1.0.0" in said.out
+    bgp.peers(all_nodes=False, form=bgp.PeersFormat.JSON)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_notification_that_the_reason_has_is_not_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
     printed(("", 0.0, DOWN | {"reason": "sent 5 prefixes and 4 is the limit: notification sent (6,1)"}))
     assert cells(lines(capsys)[1])[-1].endswith("notification sent (6,1)")

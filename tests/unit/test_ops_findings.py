@@ -12,7 +12,17 @@ import pytest
 from fabric.kernel.facts import Clock, HostAddress, Listener
 from fabric.kernel.tables import Saved
 from fabric.model.ippool import IPPool
-from fabric.ops.findings import CATALOGUE, DAEMONS, Cluster, Finding, Host, choices, judge, unreachable
+from fabric.ops.findings import (
+    CATALOGUE,
+    DAEMONS,
+    Cluster,
+    Finding,
+    Host,
+    choices,
+    judge,
+    of_resources,
+    unreachable,
+)
 from fabric.ops.managers import LINK_SNIPPET, NETWORKD_SNIPPET, NM_SNIPPET
 from fabric.plan.routes import NextHop, Route, RouteKey
 
@@ -176,6 +186,17 @@ def test_a_datastore_that_is_away_is_an_error_with_its_reason() -> None:
     found = unreachable("etcd 192.0.2.10:2379: Connection refused")
     assert (found.id, found.severity) == ("FAB1701", "error")
     assert "Connection refused" in str(found)
+
+
+def test_what_the_agent_does_not_do_of_bgp_resources_is_a_warning_each() -> None:
+    of_bgp = [
+        "BGPPeer tor-a: no secret: no session",
+        "BGPConfiguration default: bad",
+        "Node n1: no AS number",
+    ]
+    others = ["Node n10: of another", "/calico/resources/x: cannot be read", "no copy on disk"]
+    found = of_resources({"node": "n1", "problems": [*others, *of_bgp]})
+    assert [(f.id, f.severity, f.cause) for f in found] == [("FAB1805", "warning", why) for why in of_bgp]
 
 
 def test_every_id_has_its_section_in_the_reference_and_the_reverse() -> None:

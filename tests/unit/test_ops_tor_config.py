@@ -44,6 +44,20 @@ def test_no_secret_of_this_host_is_in_the_text(tmp_path: Path) -> None:
     assert "password SECRET-tor-md5\n" in text
 
 
+def test_addresses_that_only_a_link_tells_are_doubted_where_no_link_is_known(tmp_path: Path) -> None:
+    node = {"kind": "Node", "metadata": {"name": "n1"}, "spec": {"bgp": {"ipv4Address": "10.0.0.1/24"}}}
+    tor = {
+        "kind": "BGPPeer",
+        "metadata": {"name": "tor", "annotations": {"fabricctl.io/source": "uplink"}},
+        "spec": {"peerIP": "10.1.0.0", "asNumber": 65000},
+    }
+    things = [{"apiVersion": "projectcalico.org/v3", **thing} for thing in (node, tor)]
+    file = tmp_path / "fabric.yaml"
+    file.write_text("".join(f"---\n{json.dumps(thing)}\n" for thing in things))
+    [note] = tor_config.make(tor_config.from_files([str(file)]), "frr").notes
+    assert note == f"{tor_config.UNKNOWN_LINKS} (on n1)"
+
+
 def test_addresses_of_one_router_make_one_text() -> None:
     with pytest.raises(ConfigError, match=r"is one router, with one AS number, .* expect 65000, 65002"):
         tor_config.make(given("far"), "bird", [ip_address("10.20.0.1"), ip_address("10.20.0.2")])
