@@ -324,7 +324,8 @@ def test_a_runner_killed_half_way_leaves_what_down_ends(write: Callable[[str], P
             Lab.load(file).down()
         process.kill()
         process.wait()
-    assert [each for each in trace.processes if not each.alive] == []
+    # The backplane, which still waits for orders, ends with its runner; the nodes, which have theirs, do not.
+    assert [each.alive for each in trace.processes].count(True) >= 4
     with cli("down", file) as process:
         assert process.wait(20) == 0
     trace.assert_nothing_left()
