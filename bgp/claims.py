@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 from bgp.members import DEFAULT_AS, DEFAULT_PORT, ASNumber, Member, Members, as_of_label
 from bgp.peering import Gateway, Source
-from bgp.rib import Address
+from bgp.rib import Address, address_order
 from fabric.model import extensions
 from fabric.model.bgp import BGPPeer
 from policy import selector
@@ -116,7 +116,7 @@ def _forward(peer: BGPPeer, me: Member, found: Members, gateways: Iterable[Gatew
         peer_as = _peer_as(peer, me, found)
         return [
             Claim(way, DEFAULT_PORT, peer, source, local_as, peer_as, found.by_address.get(way))
-            for way in sorted(ways, key=lambda a: (a.version, int(a)))
+            for way in sorted(ways, key=address_order)
         ]
     return f"names no peer: neither peerIP nor peerSelector nor {extensions.PEER}: {extensions.AUTO_GATEWAY}"
 

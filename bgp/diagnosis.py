@@ -100,10 +100,8 @@ def _refusal(seen: Seen, last: Notification) -> Diagnosis | None:
     spec = seen.peering.spec
     on_router = f"the router's neighbour {spec.source} must have remote AS {spec.local_as}"
     match (last.code, last.subcode), last.sent_by_us:
-        case ((6, 4 | 6 | 7 | 8 | 9), _) | (
-            (6, 2 | 3),
-            True,
-        ):  # resets and changes, from which both come back
+        # Resets and changes, from which both come back.
+        case ((6, 4 | 6 | 7 | 8 | 9), _) | ((6, 2 | 3), True):
             return None
         case (2, 2), True:
             cure = f"the peer's AS is not {spec.peer_as}: correct asNumber of {_asked_by(seen.peering)}"

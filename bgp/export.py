@@ -146,8 +146,8 @@ def passed_on(
 def _passes_on(peering: Peering) -> bool:
     """Whether any learned path can go out on it."""
     reflects = peering.cluster_id is not None and not peering.spec.external
-    filters = rules.compiled(peering.filters, "export", external=peering.spec.external)
-    return reflects or peering.export_policy is Policy.CALICO or any(filters.values())
+    filtered = any(found.spec.export_v4 or found.spec.export_v6 for found in peering.filters)
+    return reflects or peering.export_policy is Policy.CALICO or filtered
 
 
 def _treatment(peering: Peering) -> Hashable:

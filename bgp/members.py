@@ -65,12 +65,11 @@ def members(nodes: Iterable[Node], configurations: Iterable[BGPConfiguration]) -
         if (bgp := node.spec.bgp) is None:
             continue
         own = by_name.get(f"node.{node.metadata.name}")
-        held = (bgp.ipv4_address, bgp.ipv6_address)
         found[node.metadata.name] = Member(
             name=node.metadata.name,
             labels=node.metadata.labels,
             as_number=bgp.as_number or _cluster_as(settings, said, node),
-            addresses={interface.version: interface.ip for interface in held if interface},
+            addresses={interface.version: interface.ip for interface in node.addresses},
             port=(own and own.spec.listen_port) or settings.listen_port or DEFAULT_PORT,
             cluster_id=bgp.route_reflector_cluster_id,
         )

@@ -18,6 +18,16 @@ Prefix: TypeAlias = IPv4Network | IPv6Network
 AS_SET = 0  # stands in a flat AS path for an AS_SET; RFC 7607 keeps it from being anybody's
 
 
+def address_order(address: Address) -> tuple[int, int]:
+    """Return what addresses of both families sort by; `ipaddress` refuses to compare v4 with v6."""
+    return address.version, int(address)
+
+
+def prefix_order(prefix: Prefix) -> tuple[int, int, int]:
+    """Return the same for prefixes."""
+    return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
 class Origin(StrEnum):
     """RFC 4271 §5.1.1; lower in this order is preferred."""
 

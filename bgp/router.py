@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from bgp.peering import Here, Peering
-from bgp.rib import Address, Prefix
+from bgp.rib import Address, Prefix, address_order
 from fabric.model.ippool import IPPool
 
 MULTIPATH = 16
@@ -129,20 +129,16 @@ def routers(
         for peering in node.peerings:
             peer = peering.spec.peer
             if peer in one if one else peer not in ours:
-                router = tuple(sorted(one, key=_order)) if one else (peer,)
+                router = tuple(sorted(one, key=address_order)) if one else (peer,)
                 sides[router, peering.spec.peer_as].append((node, peering))
     accept = _accepted(nodes, pools)
     sharing = _as_numbers_of_many(nodes)
     return tuple(
         _router(addresses, local_as, found, accept, sharing)
         for (addresses, local_as), found in sorted(
-            sides.items(), key=lambda item: (list(map(_order, item[0][0])), item[0][1])
+            sides.items(), key=lambda item: (list(map(address_order, item[0][0])), item[0][1])
         )
     )
-
-
-def _order(address: Address) -> tuple[int, int]:
-    return address.version, int(address)
 
 
 def _as_numbers_of_many(nodes: Iterable[NodeEnd]) -> set[int]:
@@ -240,7 +236,9 @@ def _grouped(alike: dict[Group, list[Neighbour]]) -> Iterable[Group]:
 
 
 def _with(group: Group, neighbours: Iterable[Neighbour]) -> Group:
-    return replace(group, neighbours=tuple(sorted(neighbours, key=lambda n: (_order(n.address), n.name))))
+    return replace(
+        group, neighbours=tuple(sorted(neighbours, key=lambda n: (address_order(n.address), n.name)))
+    )
 
 
 def _link(node: NodeEnd, peering: Peering) -> Prefix | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from bgp.claims import Claim, claims, is_global
 from bgp.members import Member, Members, members
 from bgp.peering import MAX_PREFIXES, Here, NextHopMode, Peering, Policy, StaticRoute
-from bgp.rib import Address, SessionSpec
+from bgp.rib import Address, SessionSpec, address_order
 from fabric.model import extensions
 from fabric.model.bgp import BGPConfiguration, BGPPeer, BGPPeerSpec, Password
 from fabric.model.bgpfilter import BGPFilter
@@ -26,6 +26,7 @@ MIN_HOLD_TIME, MAX_HOLD_TIME = 3, 65535  # RFC 4271 §§4.2, 6.2
 RESTART_TIME = 120
 MAX_RESTART_TIME = 4095  # RFC 4724 §3
 SECRETS = "/etc/fabricctl/secrets"
+SECRET_BYTES = 80  # at most: linux/tcp.h, TCP_MD5SIG_MAXKEYLEN
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def peerings(resources: Resources, here: Here) -> Peerings:
     own = {*here.loopback, *(uplink.address.ip for uplink in here.uplinks)}
     made: dict[Address, Peering] = {}
     static: list[StaticRoute] = []
-    for address, claim in sorted(claimed.standing.items(), key=lambda item: (item[0].version, int(item[0]))):
+    for address, claim in sorted(claimed.standing.items(), key=lambda item: address_order(item[0])):
         if address in own:
             continue
         asked_by = said[f"BGPPeer {claim.peer.metadata.name}" if claim.peer else "BGPConfiguration default"]
@@ -196,6 +197,12 @@ def _source(claim: Claim, context: _Context) -> Address:
     if own is None:
         raise _NoSession(f"this node has no IPv{claim.address.version} address to meet {claim.address} from")
     return own
+
+
+def by_links(made: Iterable[Peering], peers: Iterable[BGPPeer]) -> list[Peering]:
+    """Return those of `made` whose source is that of a link, which the BGPPeers that ask for them say."""
+    names = {peer.metadata.name for peer in peers if by_link(peer)}
+    return [peering for peering in made if peering.name in names]
 
 
 def by_link(peer: BGPPeer) -> bool:

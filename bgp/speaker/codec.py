@@ -21,6 +21,8 @@ from bgp.rib import (
     SessionState,
     SessionStatus,
     Traffic,
+    address_order,
+    prefix_order,
 )
 from bgp.speaker.rewanted import Rewanted
 from bgp.speaker.seam import Counted, Event, Reset, SessionChanged, SessionGone, Snapshot, Update, Wanted
@@ -138,7 +140,7 @@ def _checked(text: str) -> str:
 
 def _by_key(items: Mapping[Address, Any]) -> list[tuple[Address, Any]]:
     # ipaddress refuses to compare v4 with v6.
-    return sorted(items.items(), key=lambda item: (item[0].version, int(item[0])))
+    return sorted(items.items(), key=lambda item: address_order(item[0]))
 
 
 def _wanted(wanted: Wanted) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _read_wanted(raw: Json) -> Wanted:
 
 
 def _specs(specs: Iterable[SessionSpec]) -> list[dict[str, Any]]:
-    return [_spec(spec) for spec in sorted(specs, key=lambda spec: (spec.peer.version, int(spec.peer)))]
+    return [_spec(spec) for spec in sorted(specs, key=lambda spec: address_order(spec.peer))]
 
 
 def _read_specs(raw: Iterable[Json]) -> frozenset[SessionSpec]:
@@ -189,14 +191,10 @@ def _adj_rib_out(announcements: AdjRibOut) -> list[list[Any]]:
     for announcement in announcements:
         groups.setdefault((announcement.next_hop, announcement.attributes), []).append(announcement.prefix)
     rows = [
-        [*_attributes(next_hop, attributes), [str(prefix) for prefix in sorted(prefixes, key=_place)]]
+        [*_attributes(next_hop, attributes), [str(prefix) for prefix in sorted(prefixes, key=prefix_order)]]
         for (next_hop, attributes), prefixes in groups.items()
     ]
     return sorted(rows, key=str)
-
-
-def _place(prefix: Prefix) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
 
 
 def _attributes(next_hop: Address | None, a: Attributes) -> list[Any]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from types import MappingProxyType
 
-from bgp.rib import SessionSpec
+from bgp.rib import SessionSpec, address_order
 
 MAX_TTL = 255
 # A child that died means no events: end and be restarted rather than run deaf. ERR would crash 5.x.
@@ -51,7 +51,7 @@ API = (
 
 def render(sessions: Iterable[SessionSpec], pump: str) -> str:
     """Return the file's text; `pump` is the command line of ExaBGP's API child. It may hold passwords."""
-    ordered = sorted(sessions, key=lambda spec: (spec.peer.version, int(spec.peer)))
+    ordered = sorted(sessions, key=lambda spec: address_order(spec.peer))
     process = f"process speaker {{\n  run {pump};\n  encoder json;\n}}\n"
     return "".join([process, *map(_neighbor, ordered)])
 

@@ -73,9 +73,8 @@ class Session:
     status: SessionStatus
     announce: frozenset[Announcement] = frozenset()
     limit: int = 0  # prefixes; 0 for none
-    given: set[Prefix] = field(
-        default_factory=set
-    )  # announced to ExaBGP, which sends them again at each `up`
+    # Announced to ExaBGP, which sends them again at each `up`.
+    given: set[Prefix] = field(default_factory=set)
     paths: dict[Prefix, Path] = field(default_factory=dict)
     stale: set[Prefix] = field(default_factory=set)
     awaited: set[int] = field(default_factory=set)  # families whose End-of-RIB the peer owes

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from bgp.export import Own
-from bgp.rib import Address, AdjRibOut, Prefix
+from bgp.rib import AdjRibOut, Prefix
 from bgp.sessions import Peerings
 from bgp.speaker.seam import Wanted
 from fabric.agent.adj_ribs_out import AdjRibsOut, adj_ribs_out
@@ -67,12 +67,13 @@ def desire(node: str, snapshot: Snapshot, host: Host, routing: Routing, known: A
     Without its Node resource it takes no part in BGP, but its containers keep their links: their
     endpoints are still there, and deleting a Node by mistake must not cut them off.
     """
+    me = snapshot.get(Node, node)
     links = [veth for e in snapshot.endpoints(node) if (veth := endpoints.veth(e, host.mtu))]
     blocks = [stored.block.prefix for stored in own_blocks(snapshot.view(node))]
     own = Own(
         blocks=frozenset(blocks),
         workloads={ip_network(address): link.name for link in links for address in link.addresses},
-        loopback=_addresses(snapshot.get(Node, node)) & host.here.loopback,
+        loopback=host.here.loopback & {held.ip for held in me.addresses} if me else frozenset(),
     )
     out = adj_ribs_out(routing, own, known)
     peerings = routing.peerings.peerings
@@ -95,12 +96,6 @@ def desire(node: str, snapshot: Snapshot, host: Host, routing: Routing, known: A
         own=own,
         adj_ribs_out=out,
     )
-
-
-def _addresses(me: Node | None) -> frozenset[Address]:
-    """The addresses that the Node says are this node's."""
-    bgp = me.spec.bgp if me else None
-    return frozenset(a.ip for a in (bgp.ipv4_address, bgp.ipv6_address) if a) if bgp else frozenset()
 
 
 def joined(told: Wanted, wanted: Wanted) -> Wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bgp.peering import Gateway, Here, Uplink
-from bgp.rib import Address
+from bgp.rib import Address, address_order
 from fabric.agent.routing import Host
 from fabric.kernel import facts
 from fabric.kernel.facts import HostAddress
@@ -37,7 +37,7 @@ def gateways(routes: Iterable[Route]) -> tuple[Gateway, ...]:
     """Return where the default routes among `routes` lead."""
     hops = {hop for route in routes if not route.key.prefix.prefixlen for hop in route.next_hops}
     found = [Gateway(hop.gateway, hop.device) for hop in hops if hop.gateway and hop.device]
-    return tuple(sorted(found, key=lambda way: (way.address.version, int(way.address), way.device)))
+    return tuple(sorted(found, key=lambda way: (address_order(way.address), way.device)))
 
 
 def loopback(addresses: Iterable[HostAddress]) -> frozenset[Address]:

@@ -14,7 +14,6 @@ import structlog
 from bgp.peering import Source
 from bgp.rib import Address, Prefix, SessionState
 from fabric.agent.report_bgp import NOT_STARTED
-from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
 from fabric.errors import Conflict, StoreError
 from fabric.model.caliconodestatus import CalicoNodeStatus, CalicoNodeStatusSpec
@@ -71,7 +70,7 @@ async def _write(state: State, kv: KeyValueStore, found: CalicoNodeStatus) -> fl
     except StoreError as err:
         log.debug("node status not written; tried again", name=found.metadata.name, error=str(err))
         return 0.0 if isinstance(err, Conflict) else RETRY
-    state.update(snapshot=fold(state.snapshot, written(txn, revision), watched=False))
+    state.wrote(txn, revision)
     return found.spec.update_period_seconds
 
 

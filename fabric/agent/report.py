@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from bgp.rib import prefix_order
 from fabric.agent.endpoint import own_labels
 from fabric.agent.report_bgp import route_json, sessions
 from fabric.agent.state import NO_REQUIRED_SESSION, State
@@ -96,5 +97,5 @@ def workloads(state: State) -> list[Json]:
 
 def routes(held: Iterable[Route]) -> list[Json]:
     """Return the node's own routes in its kernel."""
-    ordered = sorted(held, key=lambda r: (r.key.prefix.version, int(r.key.prefix.network_address)))
+    ordered = sorted(held, key=lambda r: prefix_order(r.key.prefix))
     return [route_json(route) for route in ordered]

@@ -14,7 +14,18 @@ from bgp.decision import Best, Candidate
 from bgp.diagnosis import Diagnosis, Seen
 from bgp.notifications import words
 from bgp.peering import Here, Peering
-from bgp.rib import Address, AdjRibOut, Announcement, Path, Prefix, SessionState, SessionStatus, Traffic
+from bgp.rib import (
+    Address,
+    AdjRibOut,
+    Announcement,
+    Path,
+    Prefix,
+    SessionState,
+    SessionStatus,
+    Traffic,
+    address_order,
+    prefix_order,
+)
 from bgp.rules import RuleId
 from fabric.agent.adj_ribs_out import Table
 from fabric.agent.state import State
@@ -183,7 +194,7 @@ def advertised(state: State, asked: Asked = ALL) -> list[Json]:
     return [
         _announcement(peering, announcement)
         for peering in state.desired.peerings.peerings
-        for announcement in sorted(_advertised(state, peering), key=lambda a: _by_prefix(a.prefix))
+        for announcement in sorted(_advertised(state, peering), key=lambda a: prefix_order(a.prefix))
         if asked.has(peering.spec.peer, announcement.prefix)
     ]
 
@@ -354,8 +365,4 @@ def _inside(prefix: Prefix, other: Prefix) -> bool:
 
 
 def _order(path: Path) -> tuple[int, ...]:
-    return path.peer.version, int(path.peer), *_by_prefix(path.prefix)
-
-
-def _by_prefix(prefix: Prefix) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
+    return *address_order(path.peer), *prefix_order(path.prefix)

@@ -9,9 +9,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from bgp.sessions import secret_place
-
-MAX_BYTES = 80  # linux/tcp.h: TCP_MD5SIG_MAXKEYLEN
+from bgp.sessions import SECRET_BYTES, secret_place
 
 
 def read(
@@ -43,10 +41,10 @@ def _file(path: Path) -> str:
         if not path.is_file():  # nor wait for a pipe that nobody writes to
             return ""
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 2).decode().removesuffix("\n").removesuffix("\r")
+            return file.read(SECRET_BYTES + 2).decode().removesuffix("\n").removesuffix("\r")
     except (OSError, ValueError):
         return ""
 
 
 def _fits(secret: str) -> bool:
-    return bool(secret) and secret.isprintable() and len(secret.encode()) <= MAX_BYTES
+    return bool(secret) and secret.isprintable() and len(secret.encode()) <= SECRET_BYTES

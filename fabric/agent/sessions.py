@@ -11,11 +11,10 @@ from collections.abc import Set
 import structlog
 
 from bgp.peering import Peering
-from bgp.rib import Address
+from bgp.rib import Address, address_order
 from bgp.speaker.seam import Reset
 from fabric.agent import endpoint as endpoints
 from fabric.agent import peers
-from fabric.agent.snapshot import fold, written
 from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
 from fabric.errors import Conflict, NotFound, NotInSync, SpeakerError
@@ -96,7 +95,7 @@ class Sessions:
             except Conflict:
                 await self._caught_up(snapshot.revision)
                 continue
-            self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
+            self._state.wrote(txn, revision)
             return
         raise Conflict(
             f"Node {self._state.node}: others write it at the same moment; nothing was changed; try again"
@@ -123,7 +122,7 @@ def annotated(node: Node, addresses: Set[Address], drained: bool) -> Node:
     after = before | addresses if drained else before - addresses
     if after == before:
         return node
-    text = ",".join(str(a) for a in sorted(after, key=lambda a: (a.version, int(a))))
+    text = ",".join(str(a) for a in sorted(after, key=address_order))
     others = {key: value for key, value in given.items() if key != extensions.DRAINED}
     marked = others | ({extensions.DRAINED: text} if text else {})
     return node.model_copy(update={"metadata": node.metadata.model_copy(update={"annotations": marked})})

@@ -15,8 +15,9 @@ from fabric.agent.passes import Outcome
 from fabric.agent.reaction import Reaction
 from fabric.agent.ribs import Ribs
 from fabric.agent.routing import Host, Routing, routing
-from fabric.agent.snapshot import Snapshot
+from fabric.agent.snapshot import Snapshot, fold, written
 from fabric.model.node import Node
+from fabric.store.kv import Txn
 
 NO_REQUIRED_SESSION = "no required session is Established"
 
@@ -64,6 +65,10 @@ class State:
         self.host = host or self.host
         self.dirty.set()
         self._notify()
+
+    def wrote(self, txn: Txn, revision: int) -> None:
+        """Read our own write: what is decided next is decided on it, whenever the watch tells of it."""
+        self.update(snapshot=fold(self.snapshot, written(txn, revision), watched=False))
 
     def compute(self) -> Desired:
         """Return what the node should have now, with its part in BGP as it was last worked out; and remember it."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from fabric.agent import endpoint as endpoints
-from fabric.agent.snapshot import Snapshot, fold, written
+from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import State
 from fabric.errors import Conflict, StoreError
 from fabric.ipam import upkeep as ipam_upkeep
@@ -78,7 +78,7 @@ async def _commit(state: State, kv: KeyValueStore, txn: Txn) -> bool:
     except Conflict as err:
         log.debug("address upkeep lost a race; it is decided again", error=str(err))
         return False
-    state.update(snapshot=fold(state.snapshot, written(txn, revision), watched=False))
+    state.wrote(txn, revision)
     return True
 
 

@@ -22,7 +22,6 @@ from fabric.agent import endpoint as endpoints
 from fabric.agent.batch import Batch, Removal
 from fabric.agent.endpoint import Request, Stamp
 from fabric.agent.passes import AT_ONCE, Passes, Scope, log_done
-from fabric.agent.snapshot import fold, written
 from fabric.agent.state import State
 from fabric.agent.turns import Asked, Turns
 from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
@@ -182,7 +181,7 @@ class Workloads:
     async def _commit(self, txn: Txn) -> None:
         """Commit, and read our own write: the next decision is made on it."""
         revision = await self._kv.commit(txn)
-        self._state.update(snapshot=fold(self._state.snapshot, written(txn, revision), watched=False))
+        self._state.wrote(txn, revision)
 
     async def _catch_up(self, lost: Txn) -> None:
         """Wait for the watch to show the write that won over `lost`; a silent one is asked nothing more of."""

@@ -72,17 +72,20 @@ def peers(
 
     Example: fabricctl --etcd 192.0.2.10:2379 bgp peers --all-nodes -o json
     """
-    wide = form is PeersFormat.WIDE
     if all_nodes:
-        _peers_of_all(form, wide)
-        return
-    sessions = client.call("GET", "/v1/bgp/peers")
+        _peers_of_all(form)
+    else:
+        _peers_here(form)
+
+
+def _peers_here(form: PeersFormat, at: Path = AGENT_SOCKET) -> None:
     if form in (PeersFormat.JSON, PeersFormat.YAML):
-        output.document(sessions, Format(form))
+        output.document(client.call("GET", "/v1/bgp/peers", at=at), Format(form))
         return
-    _warn(client.call("GET", "/v1/status"))
+    status = client.call("GET", "/v1/status", at=at)  # which has the sessions too
+    _warn(status)
     now = time.time()
-    _print_peers([("", now, session) for session in sessions], wide)
+    _print_peers([("", now, session) for session in status["sessions"]], form is PeersFormat.WIDE)
 
 
 def _warn(status: Json) -> None:
@@ -93,7 +96,7 @@ def _warn(status: Json) -> None:
         output.note(f"warning: {problem}")
 
 
-def _peers_of_all(form: PeersFormat, wide: bool) -> None:
+def _peers_of_all(form: PeersFormat) -> None:
     from fabric.cli.store import with_store
     from fabric.ops import all_nodes
 
@@ -105,7 +108,8 @@ def _peers_of_all(form: PeersFormat, wide: bool) -> None:
     for found in published:
         if why := found.missing(now):
             output.note(f"warning: node {found.node}: {why}")
-    _print_peers([(found.node, found.at, session) for found in published for session in found.sessions], wide)
+    rows = [(found.node, found.at, session) for found in published for session in found.sessions]
+    _print_peers(rows, form is PeersFormat.WIDE)
 
 
 def _print_peers(rows: Sequence[tuple[str, float, Json]], wide: bool) -> None:

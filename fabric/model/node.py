@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -80,3 +81,9 @@ class Node(Resource):
     kind: Literal["Node"] = "Node"
     spec: NodeSpec = Field(default_factory=NodeSpec)
     status: NodeStatus = Field(default_factory=NodeStatus)
+
+    @property
+    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """Its own addresses, IPv4 first; none where it has no part in BGP."""
+        bgp = self.spec.bgp
+        return tuple(a for a in (bgp.ipv4_address, bgp.ipv6_address) if a) if bgp else ()

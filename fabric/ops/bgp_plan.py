@@ -11,8 +11,8 @@ from bgp import policies
 from bgp.export import Own, originated
 from bgp.members import as_told
 from bgp.peering import Gateway, Here, Peering
-from bgp.rib import Address, Prefix, SessionSpec
-from bgp.sessions import Resources, by_link, peerings, secret_refs
+from bgp.rib import Address, Prefix, SessionSpec, prefix_order
+from bgp.sessions import Resources, by_links, peerings, secret_refs
 from fabric.errors import ConfigError
 from fabric.model import extensions
 from fabric.model.base import Resource
@@ -77,7 +77,7 @@ def plan(node: str, found: Iterable[Resource], blocks: Iterable[Block]) -> Plan:
     here, unreadable = _here(me, resources)
     bgp = peerings(resources, here)
     confirmed = frozenset(block.prefix for block in blocks if block.node == node and block.confirmed)
-    own = Own(blocks=confirmed, loopback=here.loopback & _addresses(me))
+    own = Own(blocks=confirmed, loopback=here.loopback & {held.ip for held in me.addresses})
     policy = policies.export_policy(node, _of(IPPool, found), configurations)
     announced = {
         announcement.prefix
@@ -161,8 +161,7 @@ def _here(me: Node, resources: Resources) -> tuple[Here, tuple[str, ...]]:
 
 def _unknown_sources(me: Node, resources: Resources, made: Iterable[Peering]) -> list[Peering]:
     """The sessions whose source a link decides, where nothing tells the host's links, or its gateways."""
-    peers = {peer.metadata.name: peer for peer in resources.peers}
-    on_link = [p for p in made if p.name and by_link(peers[p.name])]
+    on_link = by_links(made, resources.peers)
     return [p for p in on_link if not me.spec.interfaces or p.spec.peer in _GATEWAYS.values()]
 
 
@@ -175,14 +174,9 @@ def _of_unknown(unknown: Iterable[Peering], me: Node) -> str:
     return f"spec.interfaces is empty, so the source of {names} is not known; `fabricctl node join` writes it"
 
 
-def _addresses(me: Node) -> frozenset[Address]:
-    bgp = me.spec.bgp
-    return frozenset(i.ip for i in (bgp.ipv4_address, bgp.ipv6_address) if i) if bgp else frozenset()
-
-
 def _of(kind: type[R], found: Iterable[Resource]) -> tuple[R, ...]:
     return tuple(resource for resource in found if isinstance(resource, kind))
 
 
 def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
-    return tuple(sorted(prefixes, key=lambda p: (p.version, int(p.network_address), p.prefixlen)))
+    return tuple(sorted(prefixes, key=prefix_order))

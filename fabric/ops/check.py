@@ -193,8 +193,7 @@ def claim_problems(name: str, node_id: str, address: Interface, node: Node, id_a
     if node.metadata.name == name:
         name_problem(node, node_id, id_annotation)
         return
-    bgp = node.spec.bgp
-    if bgp and address.ip in {i.ip for i in (bgp.ipv4_address, bgp.ipv6_address) if i}:
+    if address.ip in {held.ip for held in node.addresses}:
         theirs = node.metadata.annotations.get(id_annotation, "none")
         raise Taken(
             f"address {address.ip}: node {node.metadata.name} (id {theirs}) has it already, this host "

@@ -121,7 +121,5 @@ async def node_subnets(kv: KeyValueStore) -> list[tuple[str, Prefix]]:
     """Return the subnets that nodes say they are in, each with its node."""
     found: list[tuple[str, Prefix]] = []
     for node in (await resources.listing(kv, Node, lookup("node"))).resources:
-        bgp = node.spec.bgp
-        addresses = (bgp.ipv4_address, bgp.ipv6_address) if bgp else ()
-        found += [(f"node {node.metadata.name}", a.network) for a in addresses if a]
+        found += [(f"node {node.metadata.name}", held.network) for held in node.addresses]
     return found

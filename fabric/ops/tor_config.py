@@ -32,7 +32,6 @@ from fabric.store.kv import KeyValueStore
 R = TypeVar("R", bound=Resource)
 
 KINDS = ("node", "bgpconfiguration", "bgppeer", "bgpfilter", "ippool")
-MOST_PASSWORD = 80  # linux/tcp.h: TCP_MD5SIG_MAXKEYLEN
 UNKNOWN_LINKS = (
     "Node's spec.interfaces: is empty, so the addresses that a link gives are not known, and what is printed for "
     "them may be another link's; `fabricctl node join` writes it"
@@ -93,7 +92,6 @@ def make(given: Given, vendor: str, one: Collection[Address] = ()) -> Made:
     """
     problems: defaultdict[str, list[str]] = defaultdict(list)
     by_gateway = {f"BGPPeer {peer.metadata.name}" for peer in given.all(BGPPeer) if _by_gateway(peer)}
-    by_link = {peer.metadata.name for peer in given.all(BGPPeer) if sessions.by_link(peer)}
     nodes = []
     for node in given.all(Node):
         name = node.metadata.name
@@ -104,9 +102,9 @@ def make(given: Given, vendor: str, one: Collection[Address] = ()) -> Made:
                 problems[f"{what}: {why}"].append(name)
             elif not one:
                 problems[f"{what}: {UNKNOWN_GATEWAY}"].append(name)
-        if not node.spec.interfaces and any(p.name in by_link for p in found.peerings):
+        if not node.spec.interfaces and sessions.by_links(found.peerings, given.all(BGPPeer)):
             problems[UNKNOWN_LINKS].append(name)
-        nodes.append(NodeEnd(name, _own(node), here, found.peerings))
+        nodes.append(NodeEnd(name, frozenset(held.ip for held in node.addresses), here, found.peerings))
     made = router.routers(nodes, given.all(IPPool), one)
     notes = (*given.notes, *(f"{why} (on {', '.join(names)})" for why, names in sorted(problems.items())))
     if not made or (one and len(made) > 1):
@@ -135,26 +133,18 @@ def _resources(given: Given, node: str) -> sessions.Resources:
     )
 
 
-def _own(node: Node) -> frozenset[Address]:
-    bgp = node.spec.bgp
-    held = (bgp.ipv4_address, bgp.ipv6_address) if bgp else ()
-    return frozenset(interface.ip for interface in held if interface)
-
-
 def _here(given: Given, node: Node, one: Collection[Address]) -> tuple[Here, tuple[str, ...]]:
     """What the node's host is to BGP, and what of its Node cannot be read."""
     told, wrong = as_told(node)
-    bgp = node.spec.bgp
-    held = (bgp.ipv4_address, bgp.ipv6_address) if bgp else ()
     # A Node that says nothing of links has that which its address is on, if it is not a single one.
-    own = [Uplink("", i) for i in held if i and i.network.prefixlen < i.max_prefixlen]
+    own = [Uplink("", i) for i in node.addresses if i.network.prefixlen < i.max_prefixlen]
     uplinks = told.uplinks if node.spec.interfaces else tuple(own)
     secrets = sessions.secret_refs(_resources(given, node.metadata.name))
     here = replace(
         told,
         uplinks=uplinks,
         gateways=tuple(Gateway(found, "") for found in _gateways(given, node.metadata.name, uplinks, one)),
-        secrets={(name, key): f"SECRET-{name}-{key}"[:MOST_PASSWORD] for name, key in secrets},
+        secrets={(name, key): f"SECRET-{name}-{key}"[: sessions.SECRET_BYTES] for name, key in secrets},
     )
     return here, wrong
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.agent.secrets import MAX_BYTES, read
+from bgp.sessions import SECRET_BYTES
+from fabric.agent.secrets import read
 
 TOR = ("bgp", "tor-1")
 FOLDER = Path("etc/fabricctl/secrets/bgp")
@@ -27,7 +28,7 @@ def given(root: Path, content: bytes, name: str = "tor-1") -> Path:
         (b"hush\r\n", "hush"),
         (b" hush \n", " hush "),
         ("geheim-ß".encode(), "geheim-ß"),
-        (b"x" * MAX_BYTES + b"\r\n", "x" * MAX_BYTES),
+        (b"x" * SECRET_BYTES + b"\r\n", "x" * SECRET_BYTES),
     ],
 )
 def test_a_secret_is_a_files_content_less_the_line_end(tmp_path: Path, content: bytes, secret: str) -> None:
@@ -39,8 +40,8 @@ def test_a_secret_is_a_files_content_less_the_line_end(tmp_path: Path, content: 
     [
         b"",
         b"\n",
-        b"x" * (MAX_BYTES + 1),
-        "ß".encode() * (MAX_BYTES // 2 + 1),
+        b"x" * (SECRET_BYTES + 1),
+        "ß".encode() * (SECRET_BYTES // 2 + 1),
         b"\xff",
         b"two\nlines",
         b"a\0b",
@@ -60,7 +61,7 @@ def test_what_is_not_there_or_no_file_is_no_secret(tmp_path: Path) -> None:
 def test_without_a_file_the_environment_has_it_and_a_file_wins(tmp_path: Path) -> None:
     assert read({TOR}, tmp_path, {VARIABLE: "loud"}) == {TOR: "loud"}
     assert read({TOR}, given(tmp_path, b"hush\n"), {VARIABLE: "loud"}) == {TOR: "hush"}
-    assert read({TOR}, tmp_path / "no", {VARIABLE: "x" * (MAX_BYTES + 1)}) == {}
+    assert read({TOR}, tmp_path / "no", {VARIABLE: "x" * (SECRET_BYTES + 1)}) == {}
 
 
 @pytest.mark.parametrize(

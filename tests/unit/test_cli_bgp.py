@@ -86,16 +86,19 @@ def test_peers_say_how_each_is_why_one_is_down_and_what_mends_it(capsys: pytest.
 
 
 def test_what_is_not_done_of_bgp_resources_is_a_warning_on_stderr(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     problem = "BGPPeer tor-b: no secret: no session"
-    answers = {"/v1/bgp/peers": [UP], "/v1/status": {"node": "n1", "problems": ["/some/key: why", problem]}}
-    monkeypatch.setattr("fabric.api.client.call", lambda _method, path: answers[path])
-    bgp.peers(all_nodes=False, form=bgp.PeersFormat.TABLE)
+    status = {"node": "n1", "problems": ["/some/key: why", problem], "sessions": [UP]}
+    with agent(tmp_path / "a.sock", status) as asked:
+        bgp._peers_here(bgp.PeersFormat.TABLE, at=tmp_path / "a.sock")
     said = capsys.readouterr()
+    assert asked == ["GET /v1/status"]
     assert said.err == f"warning: {problem}\n"
     assert "10.1.0.0" in said.out
-    bgp.peers(all_nodes=False, form=bgp.PeersFormat.JSON)
+    with agent(tmp_path / "b.sock", [UP]) as asked:
+        bgp._peers_here(bgp.PeersFormat.JSON, at=tmp_path / "b.sock")
+    assert asked == ["GET /v1/bgp/peers"]
     assert capsys.readouterr().err == ""
 
 
