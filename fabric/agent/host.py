@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bgp.peering import Gateway, Here, Uplink
-from bgp.rib import Address, address_order
+from bgp.rib import address_order
 from fabric.agent.routing import Host
 from fabric.kernel import facts
-from fabric.kernel.facts import HostAddress
 from fabric.kernel.routes import NetlinkFib
 from fabric.plan.links import is_ours
 from fabric.plan.routes import Route
@@ -26,7 +25,7 @@ async def read_host(fib: NetlinkFib) -> Host:
         here=Here(
             uplinks=tuple(Uplink(a.link, a.address, a.carrier) for a in found),
             gateways=gateways(routes),
-            loopback=loopback(addresses),
+            loopback=frozenset(a.address.ip for a in addresses if a.own_on_lo),
         ),
         foreign_routes=routes,
         mtu=min((a.mtu for a in found), default=1500),
@@ -38,15 +37,3 @@ def gateways(routes: Iterable[Route]) -> tuple[Gateway, ...]:
     hops = {hop for route in routes if not route.key.prefix.prefixlen for hop in route.next_hops}
     found = [Gateway(hop.gateway, hop.device) for hop in hops if hop.gateway and hop.device]
     return tuple(sorted(found, key=lambda way: (address_order(way.address), way.device)))
-
-
-def loopback(addresses: Iterable[HostAddress]) -> frozenset[Address]:
-    """Return the single addresses that lo has for the node: not those that every host has there."""
-    return frozenset(
-        a.address.ip
-        for a in addresses
-        if a.link == "lo"
-        and a.address.network.num_addresses == 1
-        and not a.address.ip.is_loopback
-        and not a.address.ip.is_link_local
-    )

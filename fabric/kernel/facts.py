@@ -37,6 +37,13 @@ class HostAddress:
     mtu: int
     carrier: bool = True
 
+    @property
+    def own_on_lo(self) -> bool:
+        """It is a single address on lo that others may reach, as where a host has several uplinks."""
+        ip, network = self.address.ip, self.address.network
+        single = network.prefixlen == network.max_prefixlen
+        return self.link == "lo" and single and not (ip.is_loopback or ip.is_link_local)
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:

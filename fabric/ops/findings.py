@@ -187,14 +187,6 @@ def candidates(addresses: Iterable[HostAddress], version: int) -> list[HostAddre
     ]
 
 
-def is_own_on_lo(address: HostAddress) -> bool:
-    """Whether it is a single address on lo that is reachable from elsewhere, as where a host has several uplinks."""
-    single = address.address.network.prefixlen == address.address.max_prefixlen
-    return (
-        address.link == "lo" and single and not (address.address.is_loopback or address.address.is_link_local)
-    )
-
-
 def uplinks(addresses: Iterable[HostAddress]) -> list[str]:
     """Return the links with an address that may be the node's, each once."""
     addresses = list(addresses)

@@ -213,7 +213,7 @@ def interfaces(addresses: Sequence[HostAddress], stored: Node | None) -> list[Tr
     uplinks = findings.uplinks(addresses)
     ours: dict[str, list[str]] = {link: [] for link in uplinks}
     for a in addresses:
-        if findings.is_own_on_lo(a) or (a.link in uplinks and not a.address.is_link_local):
+        if a.own_on_lo or (a.link in uplinks and not a.address.is_link_local):
             ours.setdefault(a.link, []).append(str(a.address))
     links = {a.link for a in addresses}
     kept = [as_tree(known) for known in (stored.spec.interfaces if stored else ())]
@@ -232,8 +232,8 @@ def _other_address(
 
     Where the address that was chosen is the host's own on lo, the other may be one there as well.
     """
-    found = [a for a in addresses if a.address.version == version and findings.is_own_on_lo(a)]
-    on_lo = any(a.address.ip == chosen.ip and findings.is_own_on_lo(a) for a in addresses)
+    found = [a for a in addresses if a.address.version == version and a.own_on_lo]
+    on_lo = any(a.address.ip == chosen.ip and a.own_on_lo for a in addresses)
     if on_lo and len(found) == 1:
         return str(found[0].address)
     found = findings.candidates(addresses, version)
