@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from fabric.lab.lab import Lab
 from fabric.lab.node import NodeProcess
+from tests.scenarios.labs import NOBODY
 
 T = TypeVar("T")
 
@@ -145,6 +146,15 @@ class Fabric:
         self, node: str, *argv: str, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return self.lab.exec(node, argv, check=check, input=stdin)
+
+    def run_as_nobody(self, node: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run as a user without rights, to whom this checkout is open in the node, wherever it is.
+
+        Its folders may be root's alone; the node has them as overlays, so the host's stay as they are.
+        """
+        if closed := [str(folder) for folder in SHIPPED.parents if not folder.stat().st_mode & 0o001]:
+            self.run(node, "chmod", "o+x", *closed)
+        return self.run(node, *NOBODY, *argv, check=check)
 
     def ctl(self, node: str, *arguments: str, stdin: str | None = None) -> str:
         """Return what `fabricctl` prints; it must succeed."""

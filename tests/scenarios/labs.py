@@ -14,6 +14,8 @@ from pathlib import Path
 from fabric.lab.home import RUN
 from fabric.lab.node import Process
 
+# A user without rights, as a command's beginning.
+NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
 CLI = [str(Path(sys.executable).parent / "fabricctl"), "lab"]
 
 

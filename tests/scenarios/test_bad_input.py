@@ -19,7 +19,6 @@ kind: IPPool
 metadata: {name: tiny}
 spec: {cidr: 10.77.0.0/30, blockSize: 32}
 """
-NOBODY = ("setpriv", "--reuid", "nobody", "--clear-groups", "--")
 LISTEN = "import socket, sys; s = socket.create_server(('', 179)); print('up', flush=True); sys.stdin.read()"
 
 
@@ -159,7 +158,7 @@ def test_join_as_another_name_on_a_host_that_is_a_node(fabric: Fabric) -> None:
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_join_without_being_root(fabric: Fabric, node: str) -> None:
     with nothing_changes(fabric):
-        done = fabric.run(node, *NOBODY, "fabricctl", *join(node), check=False)
+        done = fabric.run_as_nobody(node, "fabricctl", *join(node), check=False)
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
     assert says(done.stderr, "not root", "nothing was changed", "run this as root")
@@ -171,7 +170,7 @@ def test_join_without_being_root(fabric: Fabric, node: str) -> None:
 )
 def test_asking_the_agent_without_being_root(fabric: Fabric, command: str) -> None:
     with nothing_changes(fabric):
-        done = fabric.run("node1", *NOBODY, "fabricctl", *command.split(), check=False)
+        done = fabric.run_as_nobody("node1", "fabricctl", *command.split(), check=False)
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
     assert says(done.stderr, "nothing was", "root")

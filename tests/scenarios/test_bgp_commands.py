@@ -44,11 +44,10 @@ def at_the_router(fabric: Fabric) -> Any:
 
 
 def test_sessions_of_all_nodes_are_read_without_root_where_no_agent_runs(fabric: Fabric) -> None:
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "fabricctl")
-    command = (*nobody, "--etcd", "127.0.0.1:2379", "bgp", "peers", "--all-nodes")
+    command = ("fabricctl", "--etcd", "127.0.0.1:2379", "bgp", "peers", "--all-nodes")
 
     def published() -> dict[str, list[tuple[str, str]]]:
-        answer = json.loads(fabric.run("etcd", *command, "-o", "json").stdout)
+        answer = json.loads(fabric.run_as_nobody("etcd", *command, "-o", "json").stdout)
         return {
             node["node"]: [(s["peer"], s["state"]) for s in node["sessions"]]
             for node in answer
@@ -60,7 +59,7 @@ def test_sessions_of_all_nodes_are_read_without_root_where_no_agent_runs(fabric:
         "node1": [(NODE1.router, "Established")],
         "node2": [(NODE2.router, "Established")],
     }
-    assert "node2" in fabric.run("etcd", *command).stdout
+    assert "node2" in fabric.run_as_nobody("etcd", *command).stdout
 
 
 def test_a_drained_peer_is_the_last_choice_both_ways_until_it_is_undrained(fabric: Fabric) -> None:
