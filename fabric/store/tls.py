@@ -83,6 +83,8 @@ async def diagnose(host: str, port: int, credentials: Credentials | None) -> str
         return f"does not answer within {PATIENCE:g} s"
     except socket.gaierror as err:
         return f"{host} has no address: {err.strerror}"
+    except ConnectionResetError:  # a close with bytes of ours not read yet
+        answer = b""
     except OSError as err:
         if why := os.strerror(err.errno) if err.errno else str(err):
             return why
