@@ -26,10 +26,11 @@ from fabric.model import (
     hostendpoint,
     ippool,
     k8s,
+    namespaces,
     tier,
 )
-from fabric.model.base import Means, Metadata, Model, Resource, Unknown
-from fabric.model.kinds import KINDS, Kind
+from fabric.model.base import Means, Metadata, Model, NotInFiles, Resource, Unknown
+from fabric.model.kinds import CORE_API_VERSION, K8S_API_VERSION, KINDS, KUBERNETES_NAME, Kind
 from fabric.ops.records import PREFIXES
 
 FILE: Final = Path(__file__).parent.parent / "docs" / "reference" / "resources.md"
@@ -95,6 +96,8 @@ _WORDS: Final[tuple[tuple[Any, str, str], ...]] = (
     (bool, "true or false", ""),
 )
 
+NOT_IN_FILES: Final = "refused in files: nothing here can enforce it"
+
 _UNIONS: Final = {Union, types.UnionType}
 
 
@@ -119,6 +122,9 @@ def rows(cls: type[Model], prefix: str = "", seen: dict[type[Model], str] | None
         if issubclass(cls, Resource) and name in {"kind", "api_version", "metadata"}:
             continue
         hint, path = _bare(hints[name]), f"{prefix}{field.alias or name}"
+        if any(isinstance(note, NotInFiles) for note in field.metadata):
+            yield Row(path, "object", "", NOT_IN_FILES)
+            continue
         inner, many = _model(hint)
         if inner is None:
             yield Row(path, *_typed(hint, path, field))
@@ -143,10 +149,10 @@ def _typed(hint: Any, path: str, field: FieldInfo) -> tuple[str, str, str]:
 
 
 def _bare(hint: Any) -> Any:
-    """Return `hint` without Means, validators of defaults and the None that stands for absence."""
+    """Return `hint` without notes of ours, validators of defaults and the None that stands for absence."""
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
-        if any(isinstance(note, Means) for note in notes):
+        if any(isinstance(note, Means | NotInFiles) for note in notes):
             return _bare(inner)
     if get_origin(hint) in _UNIONS:
         given = [arg for arg in get_args(hint) if arg is not type(None)]
@@ -239,7 +245,18 @@ def page() -> str:
     modelled = sorted((kind for kind in KINDS if kind.cls is not Unknown), key=lambda kind: kind.name)
     others = sorted(kind.name for kind in KINDS if kind.cls is Unknown and kind.name not in PREFIXES)
     parts = [
-        _INTRODUCTION.format(others=", ".join(others), records=", ".join(PREFIXES)),
+        _INTRODUCTION.format(
+            others=", ".join(others),
+            records=", ".join(PREFIXES),
+            policies=K8S_API_VERSION,
+            core=CORE_API_VERSION,
+            policy=KUBERNETES_NAME,
+            original=extensions.KUBERNETES,
+            namespace=namespaces.profile_name("NAME"),
+            account=namespaces.service_account_profile_name("NAMESPACE", "NAME"),
+            pcns=namespaces.PCNS,
+            pcsa=namespaces.PCSA,
+        ),
         _table("metadata.", Metadata, None),
     ]
     parts.extend(_section(kind) for kind in modelled)
@@ -264,6 +281,21 @@ Annotations whose key begins with `fabricctl.io/` say what Calico has no field f
 below their fields. A bad value is an error in a file; of a stored one the default holds, and `node status` says so.
 
 IPAM's own records, shown and not written: {records}.
+
+## Of Kubernetes
+
+Files may have these as well, as Kubernetes' API server takes them. Each is stored as what Calico makes of it:
+
+| kind | stored as | shown by |
+|---|---|---|
+| NetworkPolicy of `{policies}` | NetworkPolicy `{policy}NAME` of its namespace, order 1000, in the tier `default`; \
+the annotation `{original}` has the original | `get netpol` the original, `get np` what is stored |
+| Namespace of `{core}` | Profile `{namespace}`, which allows all both ways, and whose labels are the namespace's with \
+`{pcns}` before each key | `get profiles` |
+| ServiceAccount of `{core}` | Profile `{account}`, with labels alone, `{pcsa}` before each key | `get profiles` |
+
+Of their annotations those under `fabricctl.io/` are carried over: a policy's, and a Namespace's \
+`fabricctl.io/drop-log`. `netpol` is also `networkpolicies.networking.k8s.io`.
 
 ## Metadata
 

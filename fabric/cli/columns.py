@@ -77,6 +77,16 @@ def _nats(tree: Tree) -> object:
     return [f"{n.get('internalIP')}={n.get('externalIP')}" for n in nats] if isinstance(nats, list) else None
 
 
+def _pods(tree: Tree) -> object:
+    """A Kubernetes selector as kubectl writes it, as far as it has equalities; the rest by its operators."""
+    labels, wanted = _at(tree, "spec.podSelector.matchLabels"), _at(tree, "spec.podSelector.matchExpressions")
+    terms = [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, Mapping) else []
+    for term in wanted if isinstance(wanted, list) else []:
+        values = f" ({','.join(term['values'])})" if term.get("values") else ""
+        terms.append(f"{term['key']} {term['operator'].lower()}{values}")
+    return terms or "<none>"
+
+
 NAMESPACE = Column("NAMESPACE", "metadata.namespace", "default")
 NAME = Column("NAME", "metadata.name")
 _POLICY = (
@@ -147,6 +157,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     ),
     "IPReservation": (NAME, Column("CIDRS", "spec.reservedCIDRs", wide=True)),
     "NetworkPolicy": _POLICY,
+    "NetworkPolicy.networking.k8s.io": (NAME, Column("POD-SELECTOR", cell=_pods)),
     "NetworkSet": _NETS,
     "Node": (
         NAME,

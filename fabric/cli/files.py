@@ -61,10 +61,9 @@ def validate(
         for line in document.errors(problems):
             print(line)
         for path in _not_used(document):
-            what = f"{document.where()}: {document.entry.kind} {document.entry.name}"
-            output.note(
-                "warning: " + ": ".join(filter(None, (what, path, effect(document.entry.kind, path))))
-            )
+            kind = document.entry.kind
+            what = f"{document.where()}: {kind} {document.entry.name}"
+            output.note("warning: " + ": ".join(filter(None, (what, path, effect(kind, path)))))
     if report is Report.TABLE:
         print(f"{total} checked, {invalid} invalid")
     raise typer.Exit(1 if invalid else 0)
@@ -104,8 +103,7 @@ def _not_used(document: Document) -> tuple[str, ...]:
     from fabric.model.base import Resource
     from fabric.model.effects import not_used
 
-    read = document.entry.read
-    return not_used(read) if isinstance(read, Resource) else ()
+    return not_used(document.stored) if isinstance(document.stored, Resource) else ()
 
 
 def _verdict(document: Document, problems: Sequence[Problem]) -> dict[str, object]:

@@ -17,14 +17,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 from fabric.model.fields import Annotations, LabelOrEmpty, Labels, Name, Timestamp, broken
 
 API_VERSION: Final = "projectcalico.org/v3"
 ALWAYS: Final = "written at its zero value too"
+IN_A_FILE: Final = "in an operator's file"  # what validators are told of the context
+NOT_ENFORCED: Final = "is not enforced here"  # and behind it why, and what to write instead
 
 # Calico's own copy of metadata, as JSON. In etcd it is a policy's name as it was given, and no more; in what was
 # exported from Kubernetes it has labels and annotations, and is read back in their place.
@@ -43,6 +54,21 @@ class Means:
     """
 
     value: object
+
+
+@dataclass(frozen=True, slots=True)
+class NotInFiles:
+    """Annotates a field that stays where it is stored, and is a mistake in a file: nothing here can do what it asks."""
+
+    why: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self._refuse, handler(source))
+
+    def _refuse(self, value: object, info: ValidationInfo) -> object:
+        if info.context is IN_A_FILE:
+            raise ValueError(f"{NOT_ENFORCED}: {self.why}")
+        return value
 
 
 class Model(BaseModel):

@@ -14,7 +14,17 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 from fabric.errors import ConfigError, Conflict, Taken
-from fabric.model.base import COPIED_METADATA, Metadata, Model, Resource, Tree, names_only, tree, value_at
+from fabric.model.base import (
+    COPIED_METADATA,
+    NOT_ENFORCED,
+    Metadata,
+    Model,
+    Resource,
+    Tree,
+    names_only,
+    tree,
+    value_at,
+)
 from fabric.model.wire import NO_SUCH_FIELD, dotted, from_tree
 
 M = TypeVar("M", bound=Model)
@@ -176,18 +186,22 @@ def _reread(stored: Resource, before: Tree, after: object) -> Resource:
         if value_at(before, path) != (now := value_at(after, path)):
             was = json.dumps(value_at(before, path))
             raise ConfigError(f"{dotted(path)}: {json.dumps(now)}: cannot be changed; it is {was}")
-    if (wanted := value_at(after, ("metadata", "resourceVersion"))) != stored.metadata.resource_version:
+    if (wanted := value_at(after, ("metadata", "resourceVersion"), "")) != stored.metadata.resource_version:
         raise stale(wanted, stored.metadata.resource_version)
     read = from_tree(after, unknown="forbid")
     if isinstance(read, tuple):
-        # A newer tool's fields were there before, and are not this patch's mistake; nor is an annotation that it left.
+        # What was there before is not this patch's mistake: a newer tool's fields; an annotation, or what only
+        # files may not have, that it left.
         mistakes = [
             p
             for p in read
             if value_at(before, p.path) is None
             or not (
                 p.rule.startswith(NO_SUCH_FIELD)
-                or (p.path[:2] == _ANNOTATIONS and value_at(before, p.path) == value_at(after, p.path))
+                or (
+                    (p.path[:2] == _ANNOTATIONS or p.rule.startswith(NOT_ENFORCED))
+                    and value_at(before, p.path) == value_at(after, p.path)
+                )
             )
         ]
         if mistakes:

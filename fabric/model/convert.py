@@ -1,6 +1,6 @@
-"""Decide which Calico NetworkPolicy means the same as a Kubernetes one.
+"""Decide what of Calico's means the same as what a file of Kubernetes' has: a NetworkPolicy, or a Profile for labels.
 
-The form is exactly Calico's (semantics §3), with two differences, both because files come here that no
+A policy's form is exactly Calico's (semantics §3), with two differences, both because files come here that no
 API server has seen: `policyTypes` gets the server's default, by which egress rules make a policy one for
 egress too; and what Calico would drop or widen is refused.
 
@@ -9,17 +9,142 @@ Source: calico, libcalico-go/lib/backend/k8s/conversion.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from fabric.model.base import API_VERSION, Resource, Tree
-from fabric.model.k8s import KubernetesNetworkPolicy, LabelSelector, Peer, Port
-from fabric.model.wire import Problem, from_tree
+from fabric.errors import ConfigError
+from fabric.model import extensions
+from fabric.model.base import API_VERSION, Metadata, Path, Resource, Tree, tree
+from fabric.model.change import without_noise
+from fabric.model.fields import MAX_ANNOTATIONS
+from fabric.model.k8s import (
+    KubernetesNamespace,
+    KubernetesNetworkPolicy,
+    KubernetesServiceAccount,
+    LabelSelector,
+    NetworkPolicySpec,
+    Peer,
+    Port,
+)
+from fabric.model.kinds import KUBERNETES_NAME
+from fabric.model.namespaces import (
+    NAME_LABEL,
+    PCNS,
+    PCSA,
+    profile,
+    service_account_profile_name,
+)
+from fabric.model.policy import StagedKubernetesNetworkPolicy
+from fabric.model.profile import Profile, ProfileSpec
+from fabric.model.wire import Problem, from_json, from_tree
 
 ORDER: Final = 1000
+MAX_ORIGINAL: Final = MAX_ANNOTATIONS // 2  # bytes; a policy with a larger one is stored without
 KUBERNETES: Final = "projectcalico.org/orchestrator == 'k8s'"
 
 Ports: TypeAlias = list[range | str]  # numbers as ranges, and names
+
+
+def stored(resource: Resource, before: Resource | None = None) -> Resource | tuple[Problem, ...]:
+    """Return what the datastore holds for `resource`, where it holds `before`, or why it cannot.
+
+    What Kubernetes' object says nothing of is as it was: a profile's rules, labels that are no namespace's, and
+    annotations where the file has none. Calico's own resources are themselves; a staged policy in Kubernetes' form
+    only if it could be enforced. A problem's path is in `resource`.
+    """
+    match resource:
+        case KubernetesNetworkPolicy():
+            annotations = _annotations(resource, before)
+            annotations.pop(extensions.KUBERNETES, None)
+            text = json.dumps(tree(without_noise(resource)), separators=(",", ":"), ensure_ascii=False)
+            if len(text.encode()) <= MAX_ORIGINAL:
+                annotations[extensions.KUBERNETES] = text
+            return _policy(resource, f"{KUBERNETES_NAME}{resource.metadata.name}", annotations)
+        case KubernetesNamespace():
+            fresh = profile(resource.metadata.name)
+            return _profile(resource, PCNS, fresh, before)
+        case KubernetesServiceAccount():
+            metadata = resource.metadata
+            name = service_account_profile_name(metadata.namespace or "default", metadata.name)
+            labels = {f"{PCSA}{NAME_LABEL}": metadata.name}
+            fresh = Profile(metadata=Metadata(name=name), spec=ProfileSpec(labels_to_apply=labels))
+            return _profile(resource, PCSA, fresh, before)
+        case StagedKubernetesNetworkPolicy():
+            made = converted(of_staged(resource))
+            return resource if isinstance(made, Resource) else made
+    return resource
+
+
+def of_staged(policy: StagedKubernetesNetworkPolicy) -> KubernetesNetworkPolicy:
+    """Return the policy that would be enforced."""
+    spec = policy.spec
+    return KubernetesNetworkPolicy(
+        metadata=policy.metadata,
+        spec=NetworkPolicySpec(
+            pod_selector=spec.pod_selector,
+            ingress=spec.ingress,
+            egress=spec.egress,
+            policy_types=spec.policy_types,
+        ),
+    )
+
+
+def original(policy: Resource) -> KubernetesNetworkPolicy | None:
+    """Return the policy of Kubernetes that `policy` was made of; None where it was not, or was changed since."""
+    text = policy.metadata.annotations.get(extensions.KUBERNETES, "")
+    try:
+        found = from_json(text) if text else None
+    except ConfigError:
+        return None
+    if not isinstance(found, KubernetesNetworkPolicy):
+        return None
+    made = stored(found)
+    same = isinstance(made, Resource) and _meaning(made) == _meaning(policy)
+    return found if same else None
+
+
+def _meaning(policy: Resource) -> object:
+    value = tree(policy)
+    return value["metadata"]["name"], value["metadata"].get("namespace"), value["spec"]
+
+
+def _annotations(resource: Resource, before: Resource | None) -> dict[str, str]:
+    """Return what the object that is stored for `resource` is annotated with: of the file's, those of ours."""
+    there = before.metadata.annotations if before else {}
+    if "annotations" not in resource.metadata.model_fields_set:
+        return dict(there)
+    given = resource.metadata.annotations.items()
+    theirs = {key: text for key, text in there.items() if not key.startswith(extensions.PREFIX)}
+    return theirs | {key: text for key, text in given if key.startswith(extensions.PREFIX)}
+
+
+def _profile(
+    resource: Resource, prefix: str, fresh: Profile, before: Resource | None
+) -> Resource | tuple[Problem, ...]:
+    """Return `before`, or else `fresh`, with the labels of `resource`, each with `prefix` before its key."""
+    given, spec = resource.metadata, tree(before.spec if isinstance(before, Profile) else fresh.spec)
+    labels = dict(spec.get("labelsToApply", {}))
+    if "labels" in given.model_fields_set:
+        labels = {key: text for key, text in labels.items() if not key.startswith(prefix)}
+        labels |= {f"{prefix}{key}": text for key, text in given.labels.items()}
+    read = from_tree(
+        {
+            "apiVersion": API_VERSION,
+            "kind": "Profile",
+            "metadata": {"name": fresh.metadata.name, "annotations": _annotations(resource, before)},
+            "spec": {**spec, "labelsToApply": {**labels, **fresh.spec.labels_to_apply}},
+        }
+    )
+    if isinstance(read, Resource):
+        return read
+    return tuple(_of_profile(problem) for problem in read)
+
+
+def _of_profile(problem: Problem) -> Problem:
+    where: dict[Path, Path] = {("spec", "labelsToApply"): ("metadata", "labels")}
+    path = where.get(problem.path[:2], problem.path[:2])
+    return Problem(path, "", f"has no place in a profile: {problem}")
 
 
 def converted(policy: KubernetesNetworkPolicy) -> Resource | tuple[Problem, ...]:
@@ -27,13 +152,19 @@ def converted(policy: KubernetesNetworkPolicy) -> Resource | tuple[Problem, ...]
 
     It keeps the name and the namespace, and nothing else of the metadata. A problem's path is in `policy`.
     """
+    return _policy(policy, policy.metadata.name, {})
+
+
+def _policy(
+    policy: KubernetesNetworkPolicy, name: str, annotations: dict[str, str]
+) -> Resource | tuple[Problem, ...]:
     spec = policy.spec
     rules = {
         "ingress": [_rules("source", rule.from_, rule.ports) for rule in spec.ingress],
         "egress": [_rules("destination", rule.to, rule.ports) for rule in spec.egress],
     }
     types = set(spec.policy_types) or {"Ingress"} | ({"Egress"} if spec.egress else set())
-    metadata = {"name": policy.metadata.name, "namespace": policy.metadata.namespace}
+    metadata = {"name": name, "namespace": policy.metadata.namespace, "annotations": annotations}
     read = from_tree(
         {
             "apiVersion": API_VERSION,

@@ -13,12 +13,42 @@ from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.bgpfilter import BGPFilter
 from fabric.model.caliconodestatus import CalicoNodeStatus
 from fabric.model.clusterinformation import ClusterInformation
-from fabric.model.felixconfiguration import FelixConfiguration
+from fabric.model.felixconfiguration import ActingSettings, FelixConfiguration
+from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.ipreservation import IPReservation
+from fabric.model.namespaces import NAMESPACE_PROFILE
+from fabric.model.networkset import GlobalNetworkSet, NetworkSet
 from fabric.model.node import Node
+from fabric.model.policy import (
+    GlobalNetworkPolicy,
+    NetworkPolicy,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
+)
+from fabric.model.profile import Profile
+from fabric.model.tier import Tier
 from fabric.model.workloadendpoint import WorkloadEndpoint
+
+_POLICY: Final = frozenset(
+    {
+        "spec.tier",
+        "spec.order",
+        "spec.ingress",
+        "spec.egress",
+        "spec.selector",
+        "spec.types",
+        "spec.serviceAccountSelector",
+    }
+)
+_GLOBAL_POLICY: Final = _POLICY | {
+    "spec.namespaceSelector",
+    "spec.doNotTrack",
+    "spec.preDNAT",
+    "spec.applyOnForward",
+}
 
 # A kind that is not here acts on nothing. A path stands for everything below it.
 ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
@@ -63,8 +93,11 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
     ClusterInformation: frozenset(
         {"spec.clusterGUID", "spec.clusterType", "spec.calicoVersion", "spec.datastoreReady", "spec.variant"}
     ),
-    FelixConfiguration: frozenset(
-        {"spec.nodeSelector", "spec.routeRefreshInterval", "spec.ipForwarding", "spec.logSeverityScreen"}
+    FelixConfiguration: frozenset(f"spec.{field.alias}" for field in ActingSettings.model_fields.values()),
+    GlobalNetworkPolicy: _GLOBAL_POLICY,
+    GlobalNetworkSet: frozenset({"spec.nets"}),
+    HostEndpoint: frozenset(
+        {"spec.node", "spec.interfaceName", "spec.expectedIPs", "spec.profiles", "spec.ports"}
     ),
     IPAMConfiguration: frozenset(
         {
@@ -87,6 +120,8 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
         }
     ),
     IPReservation: frozenset({"spec.reservedCIDRs"}),
+    NetworkPolicy: _POLICY,
+    NetworkSet: frozenset({"spec.nets"}),
     Node: frozenset(
         {
             "spec.bgp.asNumber",
@@ -96,6 +131,13 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
             "spec.interfaces",
         }
     ),
+    Profile: frozenset({"spec.ingress", "spec.egress", "spec.labelsToApply"}),
+    StagedGlobalNetworkPolicy: _GLOBAL_POLICY | {"spec.stagedAction"},
+    StagedKubernetesNetworkPolicy: frozenset(
+        {"spec.stagedAction", "spec.podSelector", "spec.ingress", "spec.egress", "spec.policyTypes"}
+    ),
+    StagedNetworkPolicy: _POLICY | {"spec.stagedAction"},
+    Tier: frozenset({"spec.order", "spec.defaultAction"}),
     WorkloadEndpoint: frozenset(
         {
             "spec.orchestrator",
@@ -107,6 +149,10 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
             "spec.ipNetworks",
             "spec.interfaceName",
             "spec.mac",
+            "spec.serviceAccountName",
+            "spec.profiles",
+            "spec.ports",
+            "spec.allowSpoofedSourcePrefixes",
         }
     ),
 }
@@ -141,6 +187,8 @@ def not_used(resource: Resource) -> tuple[str, ...]:
     else:
         inert = list(_inert(spec, "spec", ACTING[kind]))
         ours = extensions.unknown(resource.kind, said)
+        if isinstance(resource, Profile) and not resource.metadata.name.startswith(NAMESPACE_PROFILE):
+            ours += [extensions.DROP_LOG] * (extensions.DROP_LOG in said)
     return (*(f"metadata.annotations.{key}" for key in ours), *inert)
 
 

@@ -30,6 +30,10 @@ MAX_PREFIX: Final = "fabricctl.io/max-prefix"
 IMPORT: Final = "fabricctl.io/import"
 EXPORT: Final = "fabricctl.io/export"
 NETNS: Final = "fabricctl.io/netns"
+ON_CHANGE: Final = "fabricctl.io/on-change"
+DROP_LOG: Final = "fabricctl.io/drop-log"
+FORWARDING: Final = "fabricctl.io/forwarding"
+KUBERNETES: Final = "fabricctl.io/kubernetes"
 
 AUTO_GATEWAY: Final = "auto-gateway"
 UPLINK: Final = "uplink"
@@ -49,6 +53,11 @@ def one_of(*words: str) -> Callable[[str], str]:
 def flag(text: str) -> bool:
     """Return whether `text` says true. Raises ValueError where it is neither true nor false."""
     return one_of("true", "false")(text) == "true"
+
+
+def switch(text: str) -> bool:
+    """Return whether `text` says on. Raises ValueError where it is neither on nor off."""
+    return one_of("on", "off")(text) == "on"
 
 
 def count(text: str) -> int:
@@ -75,6 +84,8 @@ def addresses(text: str) -> frozenset[Address]:
 
 
 policy = one_of("safe", "calico")
+on_change = one_of("cut", "keep")
+forwarding = one_of("keep", "accept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,30 @@ _OF_BOTH: Final[Mapping[str, Extension]] = {
         "a whole number; 0 for no limit",
         "`10000`",
         "a peer that sends more prefixes has its session closed",
+    ),
+}
+
+_DROP_LOG = "`on`, `off`"
+_OF_POLICIES: Final[Mapping[str, Extension]] = {
+    ON_CHANGE: Extension(
+        on_change,
+        "`cut`, `keep`",
+        "`cut`",
+        "what becomes of live connections that a change of the policy denies",
+    ),
+    DROP_LOG: Extension(
+        switch,
+        _DROP_LOG,
+        "`off`",
+        "a line in the log for what the policy denies, with both ends and the rule",
+    ),
+}
+_OF_NAMESPACES: Final[Mapping[str, Extension]] = {
+    DROP_LOG: Extension(
+        switch,
+        _DROP_LOG,
+        "`off`",
+        "of a profile `kns.NAMESPACE`: a line in the log for all that the namespace's endpoints are denied",
     ),
 }
 
@@ -171,7 +206,28 @@ KNOWN: Final[Mapping[str, Mapping[str, Extension]]] = {
             "peers that are drained; `fabricctl bgp drain` and `undrain` write it",
         ),
         NODE_ID: Extension(None, "text", "", "the host that the name belongs to"),
+        DROP_LOG: Extension(
+            switch, _DROP_LOG, "`off`", "a line in the log for all that is denied on the node"
+        ),
+        FORWARDING: Extension(
+            forwarding,
+            "`keep`, `accept`",
+            "`keep`",
+            "what the host forwards that concerns neither a workload, a tunnel nor a pool: as it was before this "
+            "node joined, or all of it",
+        ),
     },
+    **dict.fromkeys(
+        ("GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "StagedNetworkPolicy"), _OF_POLICIES
+    ),
+    "NetworkPolicy": {
+        **_OF_POLICIES,
+        KUBERNETES: Extension(
+            None, "JSON", "", "the policy of Kubernetes that it was made of; `apply` writes it"
+        ),
+    },
+    "Namespace": _OF_NAMESPACES,
+    "Profile": _OF_NAMESPACES,
     "WorkloadEndpoint": {NETNS: Extension(None, "text", "", "where the container is on its node")},
 }
 

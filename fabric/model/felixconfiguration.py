@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, cast
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from fabric.model.base import Means, Model, Resource
 from fabric.model.fields import (
@@ -43,7 +43,22 @@ Severity: TypeAlias = Annotated[
     Literal["Trace", "Debug", "Info", "Warning", "Error", "Fatal"],
     _in_any_case("Trace", "Debug", "Info", "Warning", "Error", "Fatal"),
 ]
+HostAction: TypeAlias = Annotated[
+    Literal["Drop", "Accept", "Return"], _in_any_case("Drop", "Accept", "Return")
+]
+Backend: TypeAlias = Annotated[Literal["Legacy", "NFT", "Auto"], _in_any_case("Legacy", "NFT", "Auto")]
+Spoofing: TypeAlias = Annotated[Literal["Disabled", "Any"], _in_any_case("Disabled", "Any")]
 Mark = Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFF)]
+MARK_BITS: Final = 3  # that policy needs of a packet's mark
+
+
+def _enough_bits(mask: int) -> int:
+    if mask.bit_count() < MARK_BITS:
+        raise ValueError(f"must have at least {MARK_BITS} bits set: policy marks packets with them")
+    return mask
+
+
+MarkMask = Annotated[Mark, AfterValidator(_enough_bits)]
 Rate = Annotated[str, matching(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", "must be N/second, N/minute …")]
 DurationOrAuto = Annotated[
     str, matching(r"Auto|([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+", "must be Auto or a duration, such as 40s")
@@ -93,30 +108,58 @@ class ConntrackTimeouts(Model):
     icmp_timeout: DurationOrAuto | None = None
 
 
-class ActingSettings(Model):
-    """What the agent heeds. `route_refresh_interval` is the period of the kernel's read-back, 0 for none."""
+# What Calico leaves open on host endpoints, and BFD (RFC 5881, RFC 5883).
+_PORTS_IN = "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667,udp:3784,udp:4784"
+_PORTS_OUT = "udp:53,udp:67,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667,udp:3784,udp:4784"
 
-    blank_is_absent: ClassVar = frozenset({"logSeverityScreen"})
+
+class ActingSettings(Model):
+    """What the agent heeds. `route_refresh_interval` is the period of the kernel's read-back, 0 for none.
+
+    Failsafe ports that are not given are FAILSAFE_IN and FAILSAFE_OUT; an empty list is none at all.
+    """
+
+    blank_is_absent: ClassVar = frozenset(
+        {"logSeverityScreen", "defaultEndpointToHostAction", "iptablesBackend"}
+    )
 
     node_selector: SelectorText | None = None
     route_refresh_interval: Annotated[Duration | None, Means("90s")] = None
     ip_forwarding: Annotated[Switch | None, Means("Enabled")] = None
     log_severity_screen: Annotated[Severity | None, Means("Info")] = None
+    default_endpoint_to_host_action: Annotated[HostAction | None, Means("Drop")] = None
+    failsafe_inbound_host_ports: Annotated[tuple[ProtoPort, ...] | None, Means(_PORTS_IN)] = None
+    failsafe_outbound_host_ports: Annotated[tuple[ProtoPort, ...] | None, Means(_PORTS_OUT)] = None
+    iptables_backend: Annotated[Backend | None, Means("Auto")] = None
+    iptables_mark_mask: Annotated[MarkMask | None, Means(0xFFFF0000)] = None
+    vxlan_port: Annotated[Port | None, Means(4789)] = Field(default=None, alias="vxlanPort")
+    allow_vxlan_packets_from_workloads: Annotated[Flag | None, Means(False)] = Field(
+        default=None, alias="allowVXLANPacketsFromWorkloads"
+    )
+    allow_ipip_packets_from_workloads: Annotated[Flag | None, Means(False)] = Field(
+        default=None, alias="allowIPIPPacketsFromWorkloads"
+    )
+    workload_source_spoofing: Annotated[Spoofing | None, Means("Disabled")] = None
+    disable_conntrack_invalid_check: Annotated[Flag | None, Means(False)] = None
 
 
-_PORTS_IN = "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
-_PORTS_OUT = "udp:53,udp:67,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
+def _failsafe(ports: str) -> tuple[ProtoPort, ...]:
+    pairs = (text.split(":") for text in ports.split(","))
+    return tuple(ProtoPort(protocol="UDP" if p == "udp" else "TCP", port=int(port)) for p, port in pairs)
+
+
+FAILSAFE_IN: Final = _failsafe(_PORTS_IN)
+FAILSAFE_OUT: Final = _failsafe(_PORTS_OUT)
 
 # The others, by type: NAME=DEFAULT, or NAME where absence means that the agent finds out or does nothing.
 _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     (
         Flag,
         """
-        allowIPIPPacketsFromWorkloads=false allowVXLANPacketsFromWorkloads=false
         bpfConnectTimeLoadBalancingEnabled bpfDisableUnprivileged=true bpfEnabled=false
         bpfHostConntrackBypass=false bpfIPFragmentReassemblyEnabled=true
         bpfKubeProxyIptablesCleanupEnabled=true bpfPolicyDebugEnabled=true debugDisableLogDropping=false
-        disableConntrackInvalidCheck=false endpointReportingEnabled=false flowLogsCollectorDebugTrace=false
+        endpointReportingEnabled=false flowLogsCollectorDebugTrace=false
         genericXDPEnabled=false healthEnabled=false ipipEnabled ipv6Support=true
         prometheusGoMetricsEnabled=true prometheusMetricsEnabled=false prometheusProcessMetricsEnabled=true
         prometheusWireGuardMetricsEnabled=true removeExternalRoutes=true requireMTUFile=false
@@ -138,12 +181,12 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         vxlanVNI=4096 wireguardMTU=0 wireguardMTUV6=0 wireguardRoutingRulePriority=99
         """,
     ),
-    (Mark, "iptablesMarkMask=4294901760 nftablesMarkMask=4294901760"),
+    (Mark, "nftablesMarkMask=4294901760"),
     (
         Port,
         """
         bpfKubeProxyHealthzPort=10256 debugPort=0 healthPort=9099 metadataPort=8775
-        prometheusMetricsPort=9091 vxlanPort=4789 wireguardListeningPort=51820
+        prometheusMetricsPort=9091 wireguardListeningPort=51820
         wireguardListeningPortV6=51821
         """,
     ),
@@ -180,9 +223,7 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     (_one_of("TunnelAddress", "HostAddress"), "bpfOverlayHostSourceIP=TunnelAddress"),
     (_one_of("Enabled", "Disabled", "L2Only"), "bpfRedirectToPeer=Enabled"),
     (_one_of("Insert", "Append"), "chainInsertMode=Insert"),
-    (_one_of("Drop", "Accept", "Return"), "defaultEndpointToHostAction=Drop"),
     (_one_of("None", "Continuous"), "flowLogsPolicyEvaluationMode=Continuous"),
-    (_one_of("Legacy", "NFT", "Auto"), "iptablesBackend=Auto"),
     (_one_of("Accept", "Return"), "iptablesFilterAllowAction=Accept iptablesMangleAllowAction=Accept"),
     (_one_of("Accept", "Return"), "nftablesFilterAllowAction=Accept nftablesMangleAllowAction=Accept"),
     (_one_of("Drop", "Reject"), "iptablesFilterDenyAction=Drop nftablesFilterDenyAction=Drop"),
@@ -201,7 +242,6 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     ),
     (_one_of("WorkloadIPs", "CalicoIPAM"), "routeSource=CalicoIPAM"),
     (_one_of("Drop", "Reject", "Disabled"), "serviceLoopPrevention=Drop"),
-    (_one_of("Disabled", "Any"), "workloadSourceSpoofing=Disabled"),
     (
         str,
         r"""
@@ -224,7 +264,6 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     (tuple[str, ...], "bpfForceTrackPacketsFromIfaces=docker+"),
     (Mapping[str, str], "bpfLogFilters"),
     (ConntrackTimeouts, "bpfConntrackTimeouts"),
-    (tuple[ProtoPort, ...], f"failsafeInboundHostPorts={_PORTS_IN} failsafeOutboundHostPorts={_PORTS_OUT}"),
     (tuple[HealthTimeoutOverride, ...], "healthTimeoutOverrides"),
     (Int | str, "istioDSCPMark=23"),
     (OldRouteTableRange, "routeTableRange"),
@@ -268,7 +307,10 @@ else:
 
 
 class FelixConfiguration(Resource):
-    """`default` is every node's, `node.<name>` one node's; any other name needs `nodeSelector` to count."""
+    """`default` is every node's, `node.<name>` one node's; any other name needs `nodeSelector` to count.
+
+    An empty list of failsafe ports leaves none open.
+    """
 
     kind: Literal["FelixConfiguration"] = "FelixConfiguration"
     spec: FelixConfigurationSpec = Field(default_factory=FelixConfigurationSpec)

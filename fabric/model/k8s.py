@@ -1,9 +1,10 @@
-"""Decide which Kubernetes NetworkPolicies are valid (`networking.k8s.io/v1`), as its API server does.
+"""Decide which NetworkPolicies, Namespaces and ServiceAccounts of Kubernetes are valid, as its API server does.
 
-Only files hold them: `fabric.model.convert` turns one into Calico's NetworkPolicy. An absent field and an
-empty one differ here: no `namespaceSelector` is the policy's own namespace, an empty one is every namespace.
+Only files hold them: `fabric.model.convert` says what is stored for each. An absent field and an empty one differ
+in a policy: no `namespaceSelector` is the policy's own namespace, an empty one is every namespace. Of the other
+two only name, labels and annotations matter here; the rest of their fields is taken as it comes.
 
-Source: kubernetes, pkg/apis/networking/validation.
+Source: kubernetes, pkg/apis/networking/validation and pkg/apis/core.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, PlainValidator, model_validator
 
-from fabric.model.base import Model, Resource
-from fabric.model.fields import LabelMap, Prefix, broken, valid_labels
-from fabric.model.kinds import K8S_API_VERSION
+from fabric.model.base import Metadata, Model, Resource, named
+from fabric.model.fields import DNS_LABEL, LabelMap, Prefix, broken, valid_labels
+from fabric.model.kinds import CORE_API_VERSION, K8S_API_VERSION
 
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
@@ -145,3 +146,24 @@ class KubernetesNetworkPolicy(Resource):
     api_version: Literal["networking.k8s.io/v1"] = K8S_API_VERSION
     spec: NetworkPolicySpec = Field(default_factory=NetworkPolicySpec)
     status: Mapping[str, Any] | None = None  # servers of 1.24 to 1.27 print one
+
+
+_NAMESPACE = rf"(?=.{{1,63}}$){DNS_LABEL}"
+
+
+class KubernetesNamespace(Resource):
+    kind: Literal["Namespace"] = "Namespace"
+    api_version: Literal["v1"] = CORE_API_VERSION
+    metadata: Annotated[
+        Metadata, named(_NAMESPACE, "a namespace's name is at most 63 lower-case letters, digits and '-'")
+    ]
+    spec: Mapping[str, Any] | None = None
+    status: Mapping[str, Any] | None = None
+
+
+class KubernetesServiceAccount(Resource):
+    kind: Literal["ServiceAccount"] = "ServiceAccount"
+    api_version: Literal["v1"] = CORE_API_VERSION
+    secrets: tuple[Mapping[str, Any], ...] = ()
+    image_pull_secrets: tuple[Mapping[str, Any], ...] = ()
+    automount_service_account_token: bool | None = None

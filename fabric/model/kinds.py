@@ -1,6 +1,7 @@
 """Decide which kinds exist, what they are called in keys and on the command line, and their classes.
 
 A kind is added with its file and one line here; a kind without a class is kept untouched as `Unknown`.
+Those of Kubernetes' own API are in files only: `fabric.model.convert` says what is stored for each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fabric.errors import ConfigError
 from fabric.model.base import API_VERSION, Resource, Unknown
 
 K8S_API_VERSION: Final = "networking.k8s.io/v1"  # of Kubernetes' own network policies
+CORE_API_VERSION: Final = "v1"  # of its namespaces and service accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,19 @@ class Kind:
     module: str = ""
     namespaced: bool = False
     aliases: tuple[str, ...] = ()
+    api_version: str = API_VERSION
 
     @property
     def cls(self) -> type[Resource]:
         """The class of its resources; `Unknown` for a kind that is not modelled."""
-        return _class(self.module, self.name) if self.module else Unknown
+        prefix = "" if self.api_version == API_VERSION else "Kubernetes"
+        return _class(self.module, prefix + self.name) if self.module else Unknown
+
+    @property
+    def word(self) -> str:
+        """The word for it that means no other kind: that of another API with the API's group, as kubectl has it."""
+        group = self.api_version.partition("/")[0]
+        return self.name if self.api_version == API_VERSION else f"{self.name}.{group}"
 
 
 @cache
@@ -114,13 +124,34 @@ KINDS = (
     Kind("WorkloadEndpoint", "workloadendpoints", "workloadendpoint", True, ("wep", "weps")),
 )
 
-_BY_NAME = {kind.name: kind for kind in KINDS}
+# Before the name of a Kubernetes policy that is stored as a NetworkPolicy; nobody else names one so.
+KUBERNETES_NAME: Final = "knp.default."
+KUBERNETES_POLICY: Final = Kind(
+    "NetworkPolicy",
+    "networkpolicies",
+    "k8s",
+    namespaced=True,
+    aliases=("netpol", "netpols", "networkpolicy.networking.k8s.io", "networkpolicies.networking.k8s.io"),
+    api_version=K8S_API_VERSION,
+)
+KUBERNETES = (
+    KUBERNETES_POLICY,
+    Kind("Namespace", "namespaces", "k8s", api_version=CORE_API_VERSION),
+    Kind("ServiceAccount", "serviceaccounts", "k8s", namespaced=True, api_version=CORE_API_VERSION),
+)
+
+_BY_NAME = {(kind.api_version, kind.name): kind for kind in (*KINDS, *KUBERNETES)}
 _BY_WORD = {word: kind for kind in KINDS for word in (kind.name.lower(), kind.plural, *kind.aliases)}
+_BY_WORD.update(dict.fromkeys(KUBERNETES_POLICY.aliases, KUBERNETES_POLICY))
+_LABELS_ONLY = {
+    "namespace": "a Namespace", "namespaces": "a Namespace", "ns": "a Namespace",
+    "serviceaccount": "a ServiceAccount", "serviceaccounts": "a ServiceAccount", "sa": "a ServiceAccount",
+}  # fmt: skip
 
 
-def named(kind: str) -> Kind | None:
+def named(kind: str, api_version: str = API_VERSION) -> Kind | None:
     """Return the kind spelled exactly so in a resource's `kind` field, or None."""
-    return _BY_NAME.get(kind)
+    return _BY_NAME.get((api_version, kind))
 
 
 def lookup(word: str) -> Kind:
@@ -136,6 +167,10 @@ def lookup(word: str) -> Kind:
     first, slash, name = word.partition("/")
     if slash and first.lower() in _BY_WORD:
         raise ConfigError(f'kind "{word}": kind and name are two words; give `{first} {name or "NAME"}`')
+    if stored := _LABELS_ONLY.get(word.lower()):
+        raise ConfigError(
+            f'kind "{word}": {stored} is stored as a profile; `fabricctl get profiles` shows it'
+        )
     hint = did_you_mean(word, _BY_WORD) or "; `fabricctl get --help` lists the kinds"
     raise ConfigError(f'kind "{word}" is not known{hint}')
 
@@ -149,7 +184,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def resource_class(kind: str, api_version: str = API_VERSION) -> type[Resource]:
     """Return the class of `kind`; `Unknown` for what is not modelled, or is of another API group."""
-    if (api_version, kind) == (K8S_API_VERSION, "NetworkPolicy"):
-        return _class("k8s", "KubernetesNetworkPolicy")
-    known = _BY_NAME.get(kind) if api_version == API_VERSION else None
+    known = named(kind, api_version)
     return known.cls if known else Unknown

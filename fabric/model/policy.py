@@ -1,6 +1,6 @@
 """Decide which policies are valid, and what is derived when one is written (Calico's policy kinds).
 
-Read and kept; nothing here enforces them yet. Source: calico-semantics §§2, 4, 11.
+Source: calico-semantics §§2, 4, 11.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from fabric.model import k8s
 from fabric.model.base import COPIED_METADATA, Means, Metadata, Model, Resource, named, names_only, tree
 from fabric.model.fields import DNS_LABEL, DNS_NAME, Flag, LocalSelector, Order, broken, no_repeats
+from fabric.model.kinds import KUBERNETES_NAME as KUBERNETES_NAME
 from fabric.model.rule import EgressRules, GlobalEgressRules, GlobalIngressRules, IngressRules, Rule
 from fabric.model.tier import TierName
 

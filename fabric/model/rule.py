@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fabric.model.base import Model
+from fabric.model.base import Model, NotInFiles
 from fabric.model.fields import (
     PORTED,
     Annotations,
@@ -22,6 +22,11 @@ from fabric.model.fields import (
     broken,
     no_repeats,
 )
+
+_SERVICES = NotInFiles(
+    "there are no Services of Kubernetes; give selector and ports, or nets, of what serves it"
+)
+_HTTP = NotInFiles("it needs a proxy; leave it out, and give protocol and ports")
 
 _ICMP = {4: {"ICMP", 1}, 6: {"ICMPv6", 58}}
 
@@ -58,7 +63,7 @@ class EntityRule(Model):
     nets: Nets = ()
     selector: LocalSelector = ""
     namespace_selector: NamespaceSelector = ""
-    services: Services | None = None
+    services: Annotated[Services | None, _SERVICES] = None
     ports: Ports = ()
     not_nets: Nets = ()
     not_selector: LocalSelector = ""
@@ -90,7 +95,7 @@ class HTTPPath(Model):
 
 
 class HTTPMatch(Model):
-    """Methods and paths are each alternatives; needs a proxy, so kept and not enforced."""
+    """Methods and paths are each alternatives; it needs a proxy."""
 
     methods: Annotated[tuple[str, ...], Field(max_length=20), AfterValidator(no_repeats)] = ()
     paths: Annotated[tuple[HTTPPath, ...], Field(max_length=20)] = ()
@@ -111,7 +116,7 @@ class Rule(Model):
     not_icmp: ICMP | None = Field(default=None, alias="notICMP")
     source: EntityRule = Field(default_factory=EntityRule)
     destination: EntityRule = Field(default_factory=EntityRule)
-    http: HTTPMatch | None = None
+    http: Annotated[HTTPMatch | None, _HTTP] = None
     metadata: RuleMetadata | None = None
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pydantic_core import from_json as parse_json
 
 from fabric.errors import ConfigError
 from fabric.model import extensions
-from fabric.model.base import API_VERSION, Model, Path, Resource, Unknown, tree
+from fabric.model.base import API_VERSION, IN_A_FILE, Model, Path, Resource, Unknown, tree
 from fabric.model.kinds import did_you_mean, named, resource_class
 
 NO_SUCH_FIELD = "no such field"  # and perhaps a hint behind it
@@ -81,31 +81,32 @@ def from_tree(value: object, unknown: Literal["allow", "forbid"] = "allow") -> R
     """Return the resource that plain JSON values make up, or everything that is wrong with them.
 
     `unknown` says what becomes of a field that a modelled kind does not have. Forbidden, as in files, it is
-    an error, and everything wrong includes the rules about several fields of which one is wrong itself, and
-    those about annotations of ours.
+    an error, and everything wrong includes the rules about several fields of which one is wrong itself, those
+    about annotations of ours, and the fields that are not for files.
     """
     if not isinstance(value, Mapping):
         return (Problem((), shown(value), "a resource is a mapping with apiVersion, kind and metadata"),)
     api_version, kind = value.get("apiVersion", API_VERSION), value.get("kind")
     if not (isinstance(kind, str) and kind and isinstance(api_version, str) and api_version):
         return (Problem(("kind",), shown(kind), "a resource needs a kind and an apiVersion, both text"),)
-    said = tuple(_annotations(kind, value)) if unknown == "forbid" else ()
+    context = IN_A_FILE if unknown == "forbid" else None
+    said = tuple(_annotations(kind, value)) if context else ()
     try:
         cls = resource_class(kind, api_version)
         extra: Literal["allow", "forbid"] = "allow" if cls is Unknown else unknown
-        read = cls.model_validate(value, by_alias=True, by_name=False, extra=extra)
+        read = cls.model_validate(value, by_alias=True, by_name=False, extra=extra, context=context)
         return said or read
     except ValidationError as err:
         details = _mistakes(err.errors(include_url=False))
 
     def errors(changed: object) -> list[ErrorDetails]:
         try:
-            cls.model_validate(changed, by_alias=True, by_name=False, extra=extra)
+            cls.model_validate(changed, by_alias=True, by_name=False, extra=extra, context=context)
         except ValidationError as err:
             return _mistakes(err.errors(include_url=False))
         return []
 
-    if unknown == "forbid":  # an operator is to mend it; the agent, that reads what is stored, must not wait
+    if context:  # an operator is to mend it; the agent, that reads what is stored, must not wait
         details += _hidden(value, details, errors)
     found = (_problem(error, cls if at < _MAX_HINTS else None) for at, error in enumerate(details))
     return (*found, *said)

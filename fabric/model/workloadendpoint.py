@@ -28,6 +28,7 @@ from fabric.model.fields import (
 
 NAMESPACE_LABEL = "projectcalico.org/namespace"
 ORCHESTRATOR_LABEL = "projectcalico.org/orchestrator"
+SERVICE_ACCOUNT_LABEL = "projectcalico.org/serviceaccount"  # seen by selectors, and stored on no endpoint
 
 
 # The field of an endpoint that names the workload, by its orchestrator; of any other, `workload`.

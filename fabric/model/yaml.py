@@ -20,8 +20,8 @@ from typing import Any, Literal
 import yaml
 
 from fabric.errors import ConfigError
-from fabric.model.base import API_VERSION, Path, Resource, tree, value_at
-from fabric.model.kinds import K8S_API_VERSION, KINDS, did_you_mean, named
+from fabric.model.base import Path, Resource, tree, value_at
+from fabric.model.kinds import KINDS, KUBERNETES, did_you_mean, named
 from fabric.model.wire import Problem, from_tree, shown
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -227,7 +227,8 @@ def _resource(
 
 def _identified(value: dict[str, Any]) -> tuple[dict[str, Any], tuple[Problem, ...]]:
     """Return a resource with the name that follows from its spec, and what is wrong with name and namespace."""
-    metadata, spec, kind = value.get("metadata", {}), value.get("spec"), named(value["kind"])
+    metadata, spec = value.get("metadata", {}), value.get("spec")
+    kind = named(value["kind"], value["apiVersion"])
     if not isinstance(metadata, dict):
         return value, ()
     namespace = metadata.get("namespace")
@@ -258,14 +259,15 @@ def _identified(value: dict[str, Any]) -> tuple[dict[str, Any], tuple[Problem, .
 
 def _wrong_kind(value: dict[str, Any]) -> Problem | None:
     api_version, kind = value.get("apiVersion"), value.get("kind")
-    known = {API_VERSION: [kind.name for kind in KINDS], K8S_API_VERSION: ["NetworkPolicy"]}
-    if api_version not in (API_VERSION, K8S_API_VERSION):
-        return Problem(("apiVersion",), shown(api_version), f"must be {' or '.join(known)}")
-    if kind in known[api_version]:
+    known = [known.name for known in (*KINDS, *KUBERNETES) if known.api_version == api_version]
+    if not known:
+        *others, last = dict.fromkeys(kind.api_version for kind in (*KINDS, *KUBERNETES))
+        return Problem(("apiVersion",), shown(api_version), f"must be {', '.join(others)} or {last}")
+    if kind in known:
         return None
     if not isinstance(kind, str):
         return Problem(("kind",), shown(kind), "is required, and is text")
-    hint = did_you_mean(kind, known[api_version])
+    hint = did_you_mean(kind, known)
     return Problem(("kind",), shown(kind), f"no kind of {api_version}{hint}")
 
 

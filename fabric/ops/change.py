@@ -19,7 +19,7 @@ from fabric.model import change as becomes
 from fabric.model.base import Path, Resource, tree, value_at
 from fabric.model.change import PatchType, stamped
 from fabric.model.ippool import IPPool
-from fabric.model.kinds import Kind
+from fabric.model.kinds import KUBERNETES_POLICY, Kind
 from fabric.model.wire import dotted
 from fabric.ops import pools, resources
 from fabric.ops.files import Given
@@ -87,8 +87,12 @@ class Step:
 
 def apply(given: Given) -> Change:
     """Create it, or change what is stored as far as the file says."""
-    wanted = given.resource
-    return _of(given, lambda stored: becomes.applied(stored, wanted) if stored else wanted)
+
+    def decide(stored: Resource | None) -> Resource:
+        wanted = resources.stored(given.resource, stored)
+        return becomes.applied(stored, wanted) if stored else wanted
+
+    return _of(given, decide)
 
 
 def create(given: Given, *, skip_exists: bool = False) -> Change:
@@ -97,7 +101,7 @@ def create(given: Given, *, skip_exists: bool = False) -> Change:
     def decide(stored: Resource | None) -> Resource:
         if stored and not skip_exists:
             raise Taken("exists already; `apply` changes it, --skip-exists leaves it alone")
-        return stored or given.resource
+        return stored or resources.stored(given.resource)
 
     return _of(given, decide, versioned=False)
 
@@ -106,7 +110,7 @@ def replace(given: Given) -> Change:
     """Put it in the place of what is stored, whole."""
 
     def decide(stored: Resource | None) -> Resource:
-        return becomes.replaced(_existing(stored), given.resource)
+        return becomes.replaced(_existing(stored), resources.stored(given.resource))
 
     return _of(given, decide)
 
@@ -147,7 +151,7 @@ def label(
 
 
 def _of(given: Given, decide: Decide | None, *, versioned: bool = True) -> Change:
-    resource = given.resource
+    resource = resources.stored(given.resource)  # of which Kubernetes' revision says nothing
     version = resource.metadata.resource_version if versioned else ""
     key, what = resources.key_of(resource), resources.name_of(resource)
     return Change(
@@ -156,8 +160,14 @@ def _of(given: Given, decide: Decide | None, *, versioned: bool = True) -> Chang
 
 
 def _to_named(kind: Kind, name: str, namespace: str | None, decide: Callable[[Resource], Resource]) -> Change:
+    def changed(stored: Resource | None) -> Resource:
+        there = _existing(stored)
+        if kind is not KUBERNETES_POLICY:
+            return decide(there)
+        return becomes.applied(there, resources.stored(decide(resources.original(there)), there))
+
     key, what = resources.key(kind, name, namespace), resources.named(kind, name, namespace)
-    return Change(key, kind.name, what, decide=lambda stored: decide(_existing(stored)))
+    return Change(key, kind.name, what, decide=changed)
 
 
 def _existing(stored: Resource | None) -> Resource:
@@ -179,7 +189,7 @@ def gather(
     for one in given:
         try:
             change = verb(dataclasses.replace(one, resource=resources.placed(one.resource, namespace)))
-        except NotFound as err:
+        except (NotFound, ConfigError) as err:
             problems.append(f"{one.where}: {err}")
             continue
         first = changes.setdefault(change.key, change)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import ConfigError
+from fabric.model.base import API_VERSION, Resource
 from fabric.model.base import Path as FieldPath
-from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
+from fabric.model.tier import BUILT_IN
 from fabric.model.wire import NO_SUCH_FIELD, Problem, shown
 from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable, with_unknown
 
@@ -34,15 +35,19 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One resource of the file called `file`, sound or not; or, with an empty kind, why the file has none."""
+    """One resource of the file called `file`, sound or not; or, with an empty kind, why the file has none.
+
+    `stored` is what the datastore holds for it, or why it can hold nothing.
+    """
 
     file: str
     entry: Entry
+    stored: Resource | tuple[Problem, ...]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with it; () if nothing is."""
-        return () if isinstance(self.entry.read, Resource) else self.entry.read
+        return () if isinstance(self.stored, Resource) else self.stored
 
     def where(self, path: FieldPath = ()) -> str:
         """Return FILE:LINE of what is at `path`; for a whole file, FILE."""
@@ -81,7 +86,7 @@ def read(names: Sequence[str], *, recursive: bool = False) -> list[Given]:
 
 
 def sound(names: Sequence[str], *, recursive: bool = False) -> list[Resource]:
-    """Return every resource in files, for what is worked out from files alone; `names` as for `read`.
+    """Return what is stored for each resource in files, for what is worked out from files alone; `names` as for `read`.
 
     Raises:
         ConfigError: with every mistake, a line each, as `validate` finds them.
@@ -93,7 +98,7 @@ def sound(names: Sequence[str], *, recursive: bool = False) -> list[Resource]:
             errors += document.errors(problems)
     if errors:
         raise ConfigError("\n".join(errors))
-    return [document.entry.read for document in found if isinstance(document.entry.read, Resource)]
+    return [document.stored.as_written() for document in found if isinstance(document.stored, Resource)]
 
 
 def _given(document: Document) -> Given | None:
@@ -108,19 +113,27 @@ def _given(document: Document) -> Given | None:
 
 
 def among(found: Sequence[Document]) -> list[tuple[Problem, ...]]:
-    """Return, for each of `found`, what is wrong between it and the others: given twice, or pools that overlap."""
-    first: dict[tuple[str, str, str, str], Document] = {}
-    pools = [d.entry.read for d in found if isinstance(d.entry.read, IPPool)]
+    """Return, for each of `found`, what is wrong between it and the others.
+
+    That is: it is given twice; a pool overlaps another; a policy's tier is not there.
+    """
+    first: dict[tuple[str, str, str], Document] = {}
+    all_of_them = [document.stored for document in found if isinstance(document.stored, Resource)]
+    pools = [resource for resource in all_of_them if isinstance(resource, IPPool)]
+    tiers = {resource.metadata.name for resource in all_of_them if resource.kind == "Tier"} | BUILT_IN.keys()
     problems = []
     for document in found:
-        resource = document.entry.read
+        resource = document.stored
         wrong: list[Problem] = []
         if isinstance(resource, Resource):
-            metadata = resource.metadata
-            key = (resource.api_version, resource.kind, metadata.namespace or "default", metadata.name)
+            metadata, entry = resource.metadata, document.entry
+            key = (resource.kind, metadata.namespace or "default", metadata.name)
             if (other := first.setdefault(key, document)) is not document:
-                rule = f"this {resource.kind} is given twice, first at {other.where()}"
-                wrong.append(Problem(("metadata", "name"), shown(metadata.name), rule))
+                rule = f"this {entry.kind} is given twice, first at {other.where()}"
+                wrong.append(Problem(("metadata", "name"), shown(entry.name or metadata.name), rule))
+            if (tier := getattr(getattr(resource, "spec", None), "tier", "default")) not in tiers:
+                rule = "there is no such Tier, built in or in these files; check it together with its Tier"
+                wrong.append(Problem(("spec", "tier"), shown(tier), rule))
         if isinstance(resource, IPPool):
             wrong += [_overlap(resource, pool) for pool in pools if _overlaps(resource, pool)]
         problems.append(tuple(wrong))
@@ -189,7 +202,17 @@ def _file(name: str) -> Iterator[Document]:
         yield _unreadable(name, TOO_LARGE)
         return
     for entry in entries(data.decode(errors="surrogateescape")):
-        yield Document(_shown(name), entry)
+        yield Document(_shown(name), entry, _stored(entry.read))
+
+
+def _stored(read: Resource | tuple[Problem, ...]) -> Resource | tuple[Problem, ...]:
+    if not isinstance(read, Resource):
+        return read
+    if read.api_version == API_VERSION and read.kind != "StagedKubernetesNetworkPolicy":
+        return read
+    from fabric.model.convert import stored  # only here: rules take long to import
+
+    return stored(read)
 
 
 def _bytes(name: str) -> bytes:
@@ -207,7 +230,8 @@ def _reason(err: OSError | ValueError) -> str:
 
 
 def _unreadable(name: str, rule: str, line: int = 0) -> Document:
-    return Document(_shown(name), unreadable(line, rule))
+    entry = unreadable(line, rule)
+    return Document(_shown(name), entry, entry.read)
 
 
 def _shown(name: str) -> str:

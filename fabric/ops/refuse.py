@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from itertools import chain
 
 from fabric.errors import ConfigError, FabricError
 from fabric.ipam.pools import HostPrefix, in_use, refusals
@@ -16,6 +17,7 @@ from fabric.ipam.view import View
 from fabric.model import kinds
 from fabric.model.base import Resource, tree
 from fabric.model.effects import WHOLE, effect, not_used
+from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
@@ -62,6 +64,7 @@ async def refuse(
     return [
         *await _nodes(kv, steps),
         *_endpoints(steps),
+        *await _profiles(kv, steps),
         *await _pools_in_use(kv, steps),
         *_not_used(steps),
     ]
@@ -205,6 +208,22 @@ def _endpoints(steps: Sequence[Step]) -> Iterator[str]:
                 f"{step.change}: {some(map(str, addresses))} stays allocated; `fabricctl ipam check` finds it, and "
                 "`fabricctl ipam release` frees it"
             )
+
+
+async def _profiles(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+    gone = _deleted(steps, "Profile")
+    if not gone:
+        return []
+    workloads = (await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))).resources
+    hosts = (await resources.listing(kv, HostEndpoint, lookup("hostendpoint"))).resources
+    had = [endpoint.spec.profiles for endpoint in workloads] + [endpoint.spec.profiles for endpoint in hosts]
+    named = Counter(chain.from_iterable(had))
+    return [
+        f"{step.change}: {n} endpoint{'s have' if n > 1 else ' has'} it; what it allowed, and no policy does, is "
+        "denied then"
+        for step in gone
+        if (n := named[step.change.name])
+    ]
 
 
 def _not_used(steps: Sequence[Step]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from fabric.errors import ConfigError, NotFound
 from fabric.model import ipamconfiguration, kinds
-from fabric.model.base import API_VERSION, Resource
+from fabric.model.base import API_VERSION, Metadata, Resource
 from fabric.model.change import at_revision
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
@@ -28,30 +28,77 @@ DEFAULT_ALLOW = "projectcalico-default-allow"
 
 
 def key_of(resource: Resource) -> str:
-    """Return where `resource` lives; a namespaced one without a namespace lives in "default".
+    """Return where `resource` lives, one of Kubernetes' as what is stored for it.
+
+    A namespaced one without a namespace lives in "default".
 
     Raises:
-        NotFound: it is of another API, or of a kind that is not Calico's.
+        NotFound: it is of a kind that is not known.
+        ConfigError: nothing can be stored for it.
     """
+    resource = stored(resource)
     kind = kinds.named(resource.kind)
     if kind is None or resource.api_version != API_VERSION:
-        raise NotFound(
-            f'kind "{resource.kind}" of {resource.api_version} is not one of {API_VERSION}; '
-            "`fabricctl convert` makes one of a Kubernetes NetworkPolicy"
-        )
+        raise NotFound(f'kind "{resource.kind}" of {resource.api_version} is not one of {API_VERSION}')
     return key(kind, resource.metadata.name, resource.metadata.namespace)
+
+
+def stored(resource: Resource, before: Resource | None = None) -> Resource:
+    """Return what is stored for `resource` where `before` is: itself, unless it is of Kubernetes' API.
+
+    Raises:
+        ConfigError: nothing can be.
+    """
+    if resource.api_version == API_VERSION:
+        return resource
+    from fabric.model.convert import stored as converted  # only here: rules take long to import
+
+    made = converted(resource, before)
+    if isinstance(made, Resource):
+        return made
+    raise ConfigError("; ".join(map(str, made)))
+
+
+def original(resource: Resource) -> Resource:
+    """Return the policy of Kubernetes that `resource` was made of.
+
+    Raises:
+        ConfigError: it was not made of one, or it was changed since.
+    """
+    from fabric.model.convert import original as found
+
+    if policy := found(resource):
+        return policy
+    raise ConfigError(
+        f"{name_of(resource)}: was not made of a policy of {kinds.KUBERNETES_POLICY.api_version}, or was changed "
+        f"since; `fabricctl get np {resource.metadata.name} -n {resource.metadata.namespace}` shows it"
+    )
+
+
+def asked(resource: Resource) -> tuple[Kind, Metadata]:
+    """Return which object `get` shows for one that a file describes, by its kind and metadata.
+
+    Raises:
+        NotFound, ConfigError: as from `key_of`.
+    """
+    key_of(resource)
+    is_policy = resource.api_version == kinds.KUBERNETES_POLICY.api_version
+    shown = resource if is_policy else stored(resource)
+    return kinds.KUBERNETES_POLICY if is_policy else lookup(shown.kind), shown.metadata
 
 
 def key(kind: Kind, name: str, namespace: str | None = None) -> str:
     """Return where the object of that name lives."""
     if (kind.name, name) == (IPAM_CONFIGURATION, ipamconfiguration.NAME):
         return keys.IPAM_CONFIG
+    if kind is kinds.KUBERNETES_POLICY:
+        name = f"{kinds.KUBERNETES_NAME}{name}"
     return keys.ResourceKey(kind.plural, (namespace or "default") if kind.namespaced else None, name).path
 
 
 def placed(resource: Resource, namespace: str | None) -> Resource:
     """Return `resource` with a namespace if its kind has them: its own, `namespace`, or "default"."""
-    kind = kinds.named(resource.kind)
+    kind = kinds.named(resource.kind, resource.api_version)
     if kind is None or not kind.namespaced or resource.metadata.namespace:
         return resource
     metadata = resource.metadata.model_copy(update={"namespace": namespace or "default"})
@@ -60,10 +107,13 @@ def placed(resource: Resource, namespace: str | None) -> Resource:
 
 def named(kind: Kind, name: str, namespace: str | None = None) -> str:
     """Return how messages call an object: `IPPool a`, `NetworkPolicy default/a`."""
+    if kind is kinds.KUBERNETES_POLICY:
+        name = f"{kinds.KUBERNETES_NAME}{name}"
     return f"{kind.name} {namespace or 'default'}/{name}" if kind.namespaced else f"{kind.name} {name}"
 
 
 def name_of(resource: Resource) -> str:
+    resource = stored(resource)
     kind = kinds.named(resource.kind)
     metadata = resource.metadata
     return (
@@ -130,9 +180,10 @@ async def get(
         item = None if own else await kv.get(key(kind, name, namespace))
         if item is not None:
             try:
-                found.append(decode(item))
+                resource = decode(item)
             except ConfigError as err:
                 raise ConfigError(f"{named(kind, name, namespace)}: cannot be read: {err}") from err
+            found.append(original(resource) if kind is kinds.KUBERNETES_POLICY else resource)
             continue
         where = f" in namespace {namespace or 'default'}" if kind.namespaced else ""
         missing.append(f'{kind.name} "{name}"{where}: does not exist')
@@ -166,6 +217,11 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
         except ConfigError as err:
             unreadable[item.key] = str(err)
             continue
+        if kind is kinds.KUBERNETES_POLICY:
+            try:
+                resource = original(resource)
+            except ConfigError:
+                continue
         if isinstance(resource, cls):
             found.append(resource)
     found += [resource for resource in _built_in(kind) if isinstance(resource, cls)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fabric.errors import ConfigError
 from fabric.model.base import Resource
+from fabric.model.convert import stored
 from fabric.model.effects import not_used
 from fabric.model.wire import from_json, to_json
 from fabric.model.yaml import documents, dump
@@ -32,7 +33,16 @@ spec:
   egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}], ports: [{port: web}]}]
   policyTypes: [Ingress, Egress]
 """
-DOCUMENTS = [KUBERNETES, *(path.read_text() for path in GOLDEN)]
+CARRIERS = """\
+apiVersion: v1
+kind: {}
+metadata: {{name: shop, labels: {{a: b, x.example/c: d}}, annotations: {{fabricctl.io/drop-log: on}}}}
+"""
+DOCUMENTS = [
+    KUBERNETES,
+    *map(CARRIERS.format, ("Namespace", "ServiceAccount")),
+    *(path.read_text() for path in GOLDEN),
+]
 TREES: list[dict[str, Any]] = [document.value for text in DOCUMENTS for document in documents(text, "golden")]
 
 # Where other readers of YAML and of addresses have fallen.
@@ -137,14 +147,17 @@ def everything(path: Path, content: bytes) -> None:
     found: list[files.Given] = []
     with suppress(ConfigError):
         found = files.read([name])
-    for resource in (one.resource for one in found):  # what can be read can be stored, and read from there
+    for resource in (
+        stored(one.resource) for one in found
+    ):  # what can be read can be stored, and read from there
+        assert isinstance(resource, Resource)
         assert type(from_json(to_json(resource))) is type(resource)
     for document in files.documents([name]):
-        assert bool(document.problems) != isinstance(document.entry.read, Resource)
+        assert bool(document.problems) != isinstance(document.stored, Resource)
         lines = document.errors()
         assert all(line.startswith(f"{name}:") and line.isprintable() for line in lines), lines
-        if isinstance(document.entry.read, Resource):
-            not_used(document.entry.read)
+        if isinstance(document.stored, Resource):
+            not_used(document.stored)
     for outcome in convert([name]):
         if isinstance(outcome, Resource):
             assert resources_in(dump(outcome)) == [outcome]
@@ -165,6 +178,7 @@ def test_any_bytes(path: Path, content: bytes) -> None:
 
 
 PIECES = (
+    "apiVersion: v1\n|kind: Namespace\n|"
     "apiVersion: projectcalico.org/v3\n|apiVersion: networking.k8s.io/v1\n|kind: NetworkPolicy\n|kind: List\n|items:\n"
     "|kind: IPPool\n|metadata:\n|  name: a\n|spec:\n|  cidr: 10.0.0.0/16\n|  ingress: |  - x\n|---\n|...\n|%YAML 1.2\n"
     "|- |? |: |{|}|[|]|&a |*a|!!str |!!binary |'|\"|~|1e9|0x|\t|é|\x07|>\n|\r|\x85|\u2028|#|\ufeff|\\u|\\ud83d\\ude00|,"

@@ -29,8 +29,14 @@ GOOD = {
         "default-route": ["install"],
         "drained": ["", "192.0.2.1", "192.0.2.1,fd00::1", "192.0.2.1, fd00::1"],
         "node-id": ["anything"],
+        "forwarding": ["keep", "accept"],
+        "drop-log": ["on", "off"],
     },
     "WorkloadEndpoint": {"netns": ["/run/netns/a"]},
+    "NetworkPolicy": {"on-change": ["cut", "keep"], "drop-log": ["on", "off"], "kubernetes": ["{}"]},
+    "StagedGlobalNetworkPolicy": {"on-change": ["keep"]},
+    "Profile": {"drop-log": ["on"]},
+    "Namespace": {"drop-log": ["off"]},
 }
 BAD = {
     "peer": ["", "gateway", "Auto-gateway"],
@@ -43,6 +49,9 @@ BAD = {
     "import": ["all", "Safe", ""],
     "export": ["none"],
     "default-route": ["yes"],
+    "on-change": ["", "Keep", "drop"],
+    "drop-log": ["true", "On", ""],
+    "forwarding": ["on", "drop"],
     "drained": ["tor-1", "192.0.2.1;fd00::1", "192.0.2.0/24", "fe80::1%eth0"],
 }
 

@@ -66,6 +66,10 @@ def test_words_are_taken_in_any_case(word: str) -> None:
         ),
         ({"ipForwarding": "on"}, "spec.ipForwarding: \"on\": must be 'Enabled' or 'Disabled'"),
         ({"vxlanPort": 65536}, "spec.vxlanPort: 65536: must be at most 65535"),
+        (
+            {"iptablesMarkMask": 0x90000},
+            "spec.iptablesMarkMask: 589824: must have at least 3 bits set: policy marks packets with them",
+        ),
         ({"natOutgoingAddress": "fd00::1"}, 'spec.natOutgoingAddress: "fd00::1": must be an IPv4 address'),
         (
             {"failsafeOutboundHostPorts": [{"protocol": "ICMP", "port": 1}]},

@@ -1,4 +1,7 @@
-"""Files in golden/model: what an operator writes (YAML) and what must be in etcd for it (JSON)."""
+"""Files in golden/model: what an operator writes (YAML) and what must be in etcd for it (JSON).
+
+Those in golden/stored have what no file of ours may have, as other clients write it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,11 +12,12 @@ import pytest
 from fabric.model.base import Metadata, Resource, Unknown
 from fabric.model.kinds import KINDS, Kind
 from fabric.model.wire import from_json, to_json
-from fabric.model.yaml import documents, dump
+from fabric.model.yaml import documents, dump, entries
 from tests import reference
 from tests.unit.loading import resources_in
 
 GOLDEN = Path(__file__).parent / "golden" / "model"
+STORED = Path(__file__).parent / "golden" / "stored"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
 
 
@@ -50,6 +54,19 @@ def test_json_is_read_as_a_file_too(name: str) -> None:
     assert to_json(resource) == stored(name)
 
 
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)
+def test_what_only_others_write_is_kept_and_refused_in_a_file(path: Path) -> None:
+    text = path.read_text().rstrip("\n")
+    resource = from_json(text)
+    assert to_json(resource) == text
+    refused = set()
+    for entry in entries(dump(resource)):
+        assert not isinstance(entry.read, Resource)
+        refused |= {(problem.path[-1], problem.rule.partition(":")[0]) for problem in entry.read}
+    assert refused
+    assert refused <= {("services", "is not enforced here"), ("http", "is not enforced here")}
+
+
 def paths(value: object, prefix: str = "") -> Iterator[str]:
     """Yield every path in `value`, list entries all as "[]"."""
     if isinstance(value, dict):
@@ -75,7 +92,7 @@ def written() -> dict[str, set[str]]:
     "kind", [kind for kind in KINDS if kind.cls is not Unknown], ids=lambda kind: kind.name
 )
 def test_the_files_of_a_kind_have_each_of_its_fields(kind: Kind) -> None:
-    known = {row.path for row in reference.rows(kind.cls)}
+    known = {row.path for row in reference.rows(kind.cls) if row.allowed != reference.NOT_IN_FILES}
     assert sorted(known - written()[kind.name]) == []
 
 

@@ -117,7 +117,7 @@ def read(text: str) -> list[tuple[int, str, str, list[str]]]:
 
 
 NODE = "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata:\n  name: {}\n"
-NO_API = "apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1"
+NO_API = "apiVersion: must be projectcalico.org/v3, networking.k8s.io/v1 or v1"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_every_mistake_of_a_file_is_listed() -> None:
         "7: spec.block_size: no such field; did you mean blockSize?",
         '11: kind: "IPPol": no kind of projectcalico.org/v3; did you mean IPPool?',
         "15: 1: a resource is a mapping with apiVersion, kind and metadata",
-        "15: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
+        "15: apiVersion: must be projectcalico.org/v3, networking.k8s.io/v1 or v1",
         '21: metadata.namespace: "default": Node is cluster-wide, leave the namespace out',
         "28: notes: no such field",
     ]

@@ -92,7 +92,7 @@ def test_every_mistake_in_every_file_is_named_at_once(tmp_path: Path) -> None:
     bad.write_text(node("N") + "---\n" + HEAD.format("IPPool", "p") + "spec: {cidr: 10.0.0.1/16}\n")
     worse.write_text("a: 1\n---\nb: [\n---\n" + HEAD.format("Nod", "n"))
     assert refusal(worse, good, tmp_path / "none.yaml", bad).splitlines() == [
-        f"{worse}:1: apiVersion: must be projectcalico.org/v3 or networking.k8s.io/v1",
+        f"{worse}:1: apiVersion: must be projectcalico.org/v3, networking.k8s.io/v1 or v1",
         f"{worse}:4: did not find expected node content",
         f'{worse}:6: kind: "Nod": no kind of projectcalico.org/v3; did you mean Node?',
         f"{tmp_path}/none.yaml: No such file or directory",

@@ -6,7 +6,7 @@ import pytest
 
 from fabric.errors import ConfigError
 from fabric.ipam.pools import HostPrefix
-from fabric.model import kinds
+from fabric.model import kinds, namespaces
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
 from fabric.ops import resources
@@ -175,9 +175,11 @@ async def test_what_acts_on_nothing_is_warned_of_by_the_change_that_sets_it() ->
     assert await warnings(kv, label(kind, "p0", None, {"a": "b"}, (), overwrite=False)) == []
     [line] = await warnings(kv, patch(kind, "p0", None, {"spec": {"ipipMode": "CrossSubnet"}}, "merge"))
     assert line == f"IPPool p0: spec.ipipMode: {tunnels}"
-    await put(kv, resource("HostEndpoint", "h", node="n", interfaceName="*"))
-    [line] = await warnings(kv, label(kinds.lookup("hep"), "h", None, {"a": "b"}, (), overwrite=False))
-    assert line == "HostEndpoint h: kept, not used"
+    await put(kv, resource("FelixConfiguration", "rack"))
+    [line] = await warnings(
+        kv, label(kinds.lookup("felixconfig"), "rack", None, {"a": "b"}, (), overwrite=False)
+    )
+    assert line == "FelixConfiguration rack: kept, not used"
 
 
 async def test_the_ipam_configuration_has_no_place_for_labels() -> None:
@@ -201,3 +203,21 @@ async def test_what_a_deletion_leaves_behind_is_said() -> None:
     assert line.startswith("WorkloadEndpoint default/w: 10.0.0.0/32 stays allocated")
     [line] = await warnings(kv, delete_named(kinds.lookup("pool"), "pool"))
     assert line.startswith("IPPool pool: 1 of its addresses stay in use")
+
+
+async def test_a_profile_that_endpoints_have_is_missed_by_them() -> None:
+    kv = FakeEtcd()
+    for one in (
+        namespaces.profile("shop"),
+        resource("WorkloadEndpoint", "w", profiles=["kns.shop"]),
+        resource("HostEndpoint", "h", node="n", interfaceName="*", profiles=["kns.shop", "own"]),
+        resource("Profile", "own"),
+        resource("Profile", "unused"),
+    ):
+        await put(kv, one)
+    gone = [delete_named(kinds.lookup("profile"), name) for name in ("kns.shop", "own", "unused")]
+    left = "what it allowed, and no policy does, is denied then"
+    assert await warnings(kv, *gone) == [
+        f"Profile kns.shop: 2 endpoints have it; {left}",
+        f"Profile own: 1 endpoint has it; {left}",
+    ]
