@@ -36,6 +36,7 @@ GROUPS = {
     "workload": ("fabric.cli.workload", "Attach containers and namespaces of this node."),
     "ipam": ("fabric.cli.ipam", "How full pools are, what is wrong with them, and how to put it right."),
     "bgp": ("fabric.cli.bgp", "Sessions and routes of this node."),
+    "policy": ("fabric.cli.policy", "Test policy, trace packets through it, stage and promote it."),
     "lab": ("fabric.cli.lab", "Run containerlab topologies in namespaces."),
 }
 COMMANDS = {

@@ -15,9 +15,12 @@ from fabric.cli.completion import PROGRAM
 from fabric.cli.main import app
 
 EXIT_STATUS = {
-    "0": "Done; for diff: no difference; for a check: no finding.",
-    "1": "It failed, and standard error says why; for diff: there are differences; for a check: there are findings.",
-    "2": "The command line is wrong; for diff: it failed.",
+    "0": "Done; for diff: no difference; for a check: no finding; for policy trace: allowed.",
+    "1": (
+        "It failed, and standard error says why; for diff: there are differences; for a check: there are findings; "
+        "for policy trace: denied; for policy test: a case came out otherwise."
+    ),
+    "2": "The command line is wrong; for diff and policy trace: it failed.",
 }
 _SECRET = {"etcd_password"}  # has no flag
 ENVIRONMENT = {

@@ -85,6 +85,8 @@ def get(
     Example: fabricctl get ippools -o wide
 
     Example: fabricctl get wep -A -o jsonpath='{.items[*].spec.ipNetworks[0]}'
+
+    Example: fabricctl get netpol -A -o yaml
     """
     if form not in FORMS and (not form.startswith(JSONPATH) or form == JSONPATH):
         raise typer.BadParameter(
@@ -108,17 +110,14 @@ def get(
 def _described(filename: Sequence[str], recursive: bool, namespace: str | None) -> list[Resource]:
     """Return what is stored of the objects that files describe."""
     from fabric.cli.store import with_store
-    from fabric.model import kinds
     from fabric.ops import files, resources
 
     given = [resources.placed(g.resource, namespace) for g in files.read(filename, recursive=recursive)]
-    for resource in given:
-        resources.key_of(resource)  # one that has none is refused
+    wanted = [resources.asked(resource) for resource in given]
 
     async def all_of_them(kv: KeyValueStore) -> list[Resource]:
         found, missing = [], []
-        for wanted in given:
-            kind, metadata = kinds.lookup(wanted.kind), wanted.metadata
+        for kind, metadata in wanted:
             try:
                 found += await resources.get(kv, kind, [metadata.name], metadata.namespace)
             except NotFound as err:
@@ -140,8 +139,8 @@ def _show(
     if form in {"table", "wide"}:
         _tables(trees, wide=form == "wide", namespaces=namespaces, word=word)
     elif form == "name":
-        for resource in found:
-            print(f"{resource.kind.lower()}/{resource.metadata.name}")
+        for tree in trees:
+            print(f"{_word(tree).lower()}/{tree['metadata']['name']}")
     else:
         value = (
             trees[0] if single and len(trees) == 1 else {"kind": "List", "apiVersion": "v1", "items": trees}
@@ -159,14 +158,21 @@ def _tables(trees: Sequence[Tree], *, wide: bool, namespaces: bool, word: str | 
     from fabric.cli import columns
     from fabric.model import kinds
 
-    by_kind: dict[str, list[Tree]] = {kinds.lookup(word).name: []} if word else {}
+    by_kind: dict[str, list[Tree]] = {kinds.lookup(word).word: []} if word else {}
     for tree in trees:
-        by_kind.setdefault(tree["kind"], []).append(tree)
+        by_kind.setdefault(_word(tree), []).append(tree)
     for at, (name, rows) in enumerate(by_kind.items()):
         if at:
             print()
         with_namespace = namespaces and kinds.lookup(name).namespaced
         output.table(*columns.table(name, rows, wide=wide, namespaces=with_namespace))
+
+
+def _word(tree: Tree) -> str:
+    from fabric.model import kinds
+
+    kind = kinds.named(tree["kind"], tree["apiVersion"])
+    return kind.word if kind else str(tree["kind"])
 
 
 @app.command()
@@ -330,19 +336,28 @@ def label(
 def diff(filename: Files, recursive: Recursive = False, namespace: InNamespace = None) -> None:
     """Show what `apply` would change; exit status 0: nothing, 1: something, 2: it cannot be applied.
 
+    Where that is policy, or what policy goes by, it is also told between which endpoints verdicts change.
+
     Example: fabricctl diff -R -f policies/
     """
     from fabric.cli.store import with_store
     from fabric.ops import change
     from fabric.ops.diff import diff as differences
+    from fabric.ops.policy_diff import verdict_changes
+
+    async def work(kv: KeyValueStore) -> tuple[list[str], list[str]]:
+        steps = await _planned(changes)(kv)
+        return list(differences(steps)), await verdict_changes(kv, steps)
 
     try:
-        steps = with_store(_planned(_from_files(change.apply, filename, recursive, namespace)))
+        changes = _from_files(change.apply, filename, recursive, namespace)
+        texts, verdicts = with_store(work)
     except FabricError as err:
         output.note(f"fabricctl: {err}")
         raise typer.Exit(TROUBLE) from err
-    texts = list(differences(steps))
     print("".join(texts), end="")
+    if verdicts:
+        print("", *verdicts, sep="\n")
     raise typer.Exit(DIFFERS if texts else 0)
 
 

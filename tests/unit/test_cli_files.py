@@ -114,6 +114,15 @@ def test_validate_warns_of_what_is_kept_and_not_used() -> None:
     assert done.stderr == f"warning: standard input:1: IPPool pods: spec.ipipMode: {tunnels}\n"
 
 
+def test_validate_looks_at_what_is_stored_for_kubernetes() -> None:
+    said = "fabricctl.io/on-change: keep, fabricctl.io/drop-log: on"
+    namespace = f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{{said}}}}}\n"
+    done = fabricctl("validate", "-f", "-", stdin=documents(WEB, namespace))
+    assert (done.returncode, done.stdout) == (0, "2 checked, 0 invalid\n")
+    where = "standard input:6: Namespace shop"
+    assert done.stderr == f"warning: {where}: metadata.annotations.fabricctl.io/on-change: kept, not used\n"
+
+
 def test_convert_prints_what_can_be_read_again_and_nothing_of_what_is_refused() -> None:
     done = fabricctl("convert", "-f", "-", stdin=documents(WEB, WIDE, WEB.replace("web", "db"), POOL))
     assert [r.metadata.name for r in resources_in(done.stdout)] == ["web", "db"]

@@ -67,7 +67,7 @@ def test_the_namespace_comes_first() -> None:
 
 
 def test_every_table_is_of_a_kind_there_is() -> None:
-    assert COLUMNS.keys() <= {kind.name for kind in kinds.KINDS}
+    assert COLUMNS.keys() <= {kind.word for kind in (*kinds.KINDS, kinds.KUBERNETES_POLICY)}
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
