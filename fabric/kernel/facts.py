@@ -63,6 +63,11 @@ class Clock:
 
 async def addresses() -> list[HostAddress]:
     """Return every address of this network namespace, in the kernel's order."""
+    return (await links_and_addresses())[1]
+
+
+async def links_and_addresses() -> tuple[list[str], list[HostAddress]]:
+    """Return the names of all links of this network namespace, and every address, in the kernel's order."""
     links = {link["index"]: link for link in await dump("link", ext_mask=RTEXT_FILTER_SKIP_STATS)}
     found = []
     for message in await dump("addr"):
@@ -75,7 +80,7 @@ async def addresses() -> list[HostAddress]:
         value = ip_interface((address, message["prefixlen"]))
         name, up, carrier = link.get_attr("IFLA_IFNAME"), link["flags"] & IFF_UP, link["flags"] & IFF_LOWER_UP
         found.append(HostAddress(name, value, bool(up), kind, link.get_attr("IFLA_MTU"), bool(carrier)))
-    return found
+    return [link.get_attr("IFLA_IFNAME") for link in links.values()], found
 
 
 async def listeners(port: int) -> list[Listener]:

@@ -15,6 +15,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import TracebackType
@@ -217,11 +218,21 @@ def _route(prefix: Prefix, proto: int, scope: int, kind: int, flags: int, metric
     return head + attr(RTA_DST, prefix.network_address.packed) + u32(RTA_PRIORITY, metric)
 
 
-class Rtnl:
-    """One rtnetlink socket; it stays in the network namespace of the thread that made it."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that the kernel refused; `said` is its own explanation, `answer` what came with it."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    request: Request
+    code: int
+    said: str
+    answer: bytes
+
+
+class Netlink:
+    """One netlink socket; it stays in the network namespace of the thread that made it."""
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._sequence = 0
@@ -240,31 +251,57 @@ class Rtnl:
         Raises:
             DataplaneError: the first refusal, with the kernel's own explanation and `hint`.
         """
-        starts = range(0, len(requests), BATCH)
-        refusals = [refused for start in starts for refused in self._batch(requests[start : start + BATCH])]
-        if refusals:
-            request, code, said = refusals[0]
-            raise DataplaneError(request.what, code, "; ".join(filter(None, [said, hint])))
+        if refused := self.attempt(requests):
+            said = "; ".join(filter(None, [refused[0].said, hint]))
+            raise DataplaneError(refused[0].request.what, refused[0].code, said)
 
-    def _batch(self, requests: Sequence[Request]) -> list[tuple[Request, int, str]]:
+    def attempt(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Run `requests` in order, each whether or not the one before succeeded; return those refused.
+
+        Raises:
+            DataplaneError: answers were lost (ENOBUFS), so that it is not known what was done.
+        """
+        starts = range(0, len(requests), BATCH)
+        return [refused for start in starts for refused in self._batch(requests[start : start + BATCH])]
+
+    def _batch(self, requests: Sequence[Request]) -> list[Refusal]:
         first = self._sequence
         self._socket.send(b"".join(self._number(request) for request in requests))
         refusals, waiting = [], len(requests)
         while waiting:
-            for kind, flags, sequence, payload in messages(self._socket.recv(65536)):
+            for kind, flags, sequence, payload in messages(self._answers(requests[0])):
                 # An answer to a batch that was cut short by an exception is not ours to count.
                 if kind != NLMSG_ERROR or not first < sequence <= first + len(requests):
                     continue
                 waiting -= 1
                 if code := -struct.unpack_from("=i", payload)[0]:
-                    refusals.append((requests[sequence - first - 1], code, _explanation(flags, payload)))
+                    request = requests[sequence - first - 1]
+                    refusals.append(Refusal(request, code, _explanation(flags, payload), payload))
         return refusals
+
+    def _answers(self, first: Request) -> bytes:
+        try:
+            return self._socket.recv(65536)
+        except OSError as err:
+            # Until the queue is empty the kernel drops what follows, unsaid: the next batch would wait for ever.
+            with suppress(BlockingIOError):
+                while True:
+                    self._socket.recv(65536, socket.MSG_DONTWAIT)
+            hint = "answers were lost, so it may be done, and others with it; the next pass reads back"
+            raise DataplaneError(first.what, err.errno or errno.EIO, hint) from err
 
     def _number(self, request: Request) -> bytes:
         self._sequence += 1
         flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
         length = HEADER.size + len(request.body)
         return HEADER.pack(length, request.kind, flags, self._sequence, 0) + request.body
+
+
+class Rtnl(Netlink):
+    """One rtnetlink socket."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE)
 
     def link(self, name: str) -> tuple[int, int] | None:
         """Return the index of the link called `name` and that of its peer, or None if there is none."""

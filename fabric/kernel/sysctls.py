@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,11 @@ async def set_recorded(wanted: Mapping[str, str], record: Path) -> None:
     await in_thread(partial(_set_recorded, dict(wanted), record))
 
 
+async def before(names: Iterable[str], record: Path) -> dict[str, str]:
+    """Return what each sysctl was before we changed it, or is where we have not; "" where there is none."""
+    return await in_thread(partial(_before, tuple(names), record))
+
+
 async def restore(record: Path) -> list[str]:
     """Put the recorded values back, remove the record, and return the names of those put back.
 
@@ -46,6 +51,11 @@ def _set_recorded(wanted: dict[str, str], record: Path) -> None:
         known[name] = {"before": known.get(name, {"before": before})["before"], "set": value}
         _save(record, known)
         _write(name, value)
+
+
+def _before(names: tuple[str, ...], record: Path) -> dict[str, str]:
+    known = _load(record)
+    return {name: known[name]["before"] if name in known else _read_or_none(name) for name in names}
 
 
 def _restore(record: Path) -> list[str]:
@@ -83,6 +93,10 @@ def _read(name: str) -> str:
         return _path(name).read_text().strip()
     except OSError as err:
         raise DataplaneError(f"read sysctl {name}", err.errno or errno.EIO, "it was not changed") from err
+
+
+def _read_or_none(name: str) -> str:
+    return _read(name) if _path(name).exists() else ""
 
 
 def _write(name: str, value: str) -> None:

@@ -22,6 +22,7 @@ from fabric.ops import firewall, managers
 from fabric.ops.firewall import Packet, Table
 from fabric.plan.links import is_ours
 from fabric.plan.routes import Route
+from fabric.plan.tables import PREFIX
 
 BGP_PORT = 179
 VXLAN_PORT = 4789
@@ -32,7 +33,7 @@ DEFAULT_POOLS = ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32))) 
 # What our processes run, and what enforcing policies runs; by Debian's package.
 NODE_TOOLS = {"setpriv": "util-linux", "nsenter": "util-linux"}
 POLICY_TOOLS = {"iptables-restore": "iptables", "ipset": "ipset", "conntrack": "conntrack"}
-DAEMONS = ("NetworkManager", "systemd-networkd")
+DAEMONS = ("NetworkManager", "systemd-networkd", "firewalld")
 
 # Calico's list of links that are not the host's own uplinks.
 _NOT_UPLINKS = re.compile(
@@ -68,6 +69,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1402": (_W, "the firewall blocks BGP"),
     "FAB1403": (_W, "the firewall blocks tunnels"),
     "FAB1404": (_W, "both iptables backends are in use"),
+    "FAB1405": (_W, "another firewall rules beside ours"),
     "FAB1501": (_W, "NetworkManager manages the containers' links"),
     "FAB1502": (_W, "systemd-networkd removes routes that it did not make"),
     "FAB1503": (_W, "systemd-networkd manages the containers' links"),
@@ -125,7 +127,7 @@ class Host:
         tools: the commands that were found.
         port_holders: who has the BGP port, apart from a node of ours that runs.
         sysctls: by name with slashes; absent ones are left out.
-        files: NetworkManager's and systemd-networkd's, path to text.
+        files: NetworkManager's, systemd-networkd's and nftables.service's, path to text.
         own_routes: those of the main table that a node of ours made.
         foreign_routes: the others.
         etcd: the endpoints, each with the addresses that its name has.
@@ -299,12 +301,13 @@ def _firewall(host: Host, cluster: Cluster | None) -> Iterator[Finding]:
     tunnels = {"IPIP": Packet("ipencap"), "VXLAN": Packet("udp", VXLAN_PORT)}
     if cluster:
         tunnels = {kind: packet for kind, packet in tunnels.items() if kind in cluster.tunnels}
+    # Where our rules are, or will be, they accept what policy allows ahead of the host's own, such as Docker's.
+    yielding = {f"{_tool(s)} filter table" for s in host.saved if s.backend == _own_backend(host.saved)}
     for table in filters:
-        for stopped in _forwarding(host, table):
-            cure = "accept the pools' prefixes, as source and as destination, ahead of it"
-            yield Finding(
-                "FAB1401", f"{stopped} stops packets to or from containers, as where Docker sets it", cure
-            )
+        for stopped in _forwarding(host, table) if table.name not in yielding else ():
+            cause = f"{stopped} stops packets to or from containers; an accept of ours stands in another chain, and a "
+            cure = "accept links named fab*, as input and as output, ahead of it"
+            yield Finding("FAB1401", f"{cause}packet has to pass both", cure)
     for table in filters:
         for stopped in _blocked(host, table, Packet("tcp", BGP_PORT)):
             cure = f"accept tcp port {BGP_PORT} from and to the peers ahead of it"
@@ -316,6 +319,15 @@ def _firewall(host: Host, cluster: Cluster | None) -> Iterator[Finding]:
                 cure = f"accept {what} from and to the other nodes ahead of it"
                 yield Finding("FAB1403", f"{stopped} stops every {kind} packet ({what})", cure)
     yield from _mixed(host.saved)
+    for name, does, cure in managers.firewalls(host.daemons, host.files, [s.text for s in host.saved]):
+        yield Finding("FAB1405", f"{name}: {does}", cure)
+
+
+def _own_backend(saved: Iterable[Saved]) -> str:
+    """The backend that our rules are in, or will be: the one that the host uses; "" where it uses both."""
+    ours = {s.backend for s in saved if f"\n:{PREFIX}" in s.text}
+    backends = ours or {s.backend for s in saved if firewall.count_rules(s.text)}
+    return backends.pop() if len(backends) == 1 else ""
 
 
 def _tool(saved: Saved) -> str:

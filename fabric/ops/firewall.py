@@ -3,6 +3,8 @@
 Rules are read from `iptables-save` and from `nft -j list ruleset` into one form. What a match means is known
 for protocol, port, link and connection state; any other (an address, a set, a mark) may hold or not. A packet
 passes if some packet of its kind does, so that a rule for the peers alone counts as an opening.
+
+Chains of ours are not walked: they let some packets of a container through, and say nothing of others'.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+
+from fabric.plan.links import is_ours
+from fabric.plan.tables import PREFIX
 
 HOOKS = ("input", "forward", "output")
 _FINAL = {"ACCEPT": "accept", "QUEUE": "accept", "NFQUEUE": "accept", "DROP": "drop", "REJECT": "drop"}
@@ -176,7 +181,10 @@ def _iptables_rule(line: str, chains: Mapping[str, object]) -> Rule:
         if option in {"-j", "-g"}:
             target = values[0]
             verdict = _FINAL.get(target, "return" if target == "RETURN" else "")
-            if target in chains:
+            if target.startswith(PREFIX):
+                verdict = "accept"
+                conditions.append(lambda packet: is_ours(packet.in_link) or is_ours(packet.out_link))
+            elif target in chains:
                 verdict = "goto" if option == "-g" else "jump"
             break  # what follows are the target's own options
         if (condition := _iptables_condition(option, values)) is not None:

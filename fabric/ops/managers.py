@@ -1,11 +1,12 @@
-"""Decide from their files whether NetworkManager and systemd-networkd leave our links and routes alone.
+"""Decide from their files whether NetworkManager and systemd-networkd leave our links and routes alone, and which
+firewalls there are.
 
-Sources: NetworkManager.conf(5), networkd.conf(5), systemd.network(5).
+Sources: NetworkManager.conf(5), networkd.conf(5), systemd.network(5), firewalld.zone(5), ufw(8), nft(8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
@@ -23,12 +24,16 @@ _NM_DIRS = ("/usr/lib/NetworkManager/conf.d", "/run/NetworkManager/conf.d")
 _NM_MAIN, _NM_LAST = "/etc/NetworkManager/NetworkManager.conf", "/etc/NetworkManager/conf.d"
 _SYSTEMD = ("/usr/lib/systemd", "/usr/local/lib/systemd", "/run/systemd", "/etc/systemd")
 
+_NFTABLES_UNITS, _NFTABLES_RULES = "/etc/systemd/system/*.wants/nftables.service", "/etc/nftables.conf"
+
 FILES = (
     *(f"{folder}/*.conf" for folder in (*_NM_DIRS, _NM_LAST)),
     _NM_MAIN,
     *(f"{folder}/networkd.conf" for folder in _SYSTEMD),
     *(f"{folder}/networkd.conf.d/*.conf" for folder in _SYSTEMD),
     *(f"{folder}/network/*.network" for folder in _SYSTEMD),
+    _NFTABLES_UNITS,
+    _NFTABLES_RULES,
 )
 _VETH = {"Type": "ether", "Kind": "veth", "Driver": "veth"}
 _FALSE = {"no", "false", "off", "0", "n", "f"}
@@ -76,6 +81,29 @@ def networkd_file_for_us(files: Mapping[str, str]) -> str:
             )
             return path if managed else ""
     return ""
+
+
+def firewalls(
+    daemons: Collection[str], files: Mapping[str, str], saved: Iterable[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the firewalls that rule beside us: which, what it does to us, and the cure.
+
+    `saved` are the texts of iptables-save; ufw is no process, its chains tell it.
+    """
+    if "firewalld" in daemons:
+        does = "what its own chains reject stays rejected, whatever ours accept"
+        cure = "firewall-cmd --permanent --zone=trusted --add-interface=fab+ && firewall-cmd --reload"
+        yield "firewalld", does, f"let it trust the containers' links: {cure}"
+    if any(line.startswith(":ufw-") for text in saved for line in text.splitlines()):
+        does = "it decides what reaches the host itself; what containers send and get is decided by policy, ahead of it"
+        yield "ufw", does, "allow the peers, and the nodes' tunnels, by `ufw allow`"
+    if any(fnmatchcase(path, _NFTABLES_UNITS) for path in files):
+        does = "what its own chains drop stays dropped, whatever ours accept"
+        cure = f"accept links named fab* in its forward chain in {_NFTABLES_RULES}"
+        if any(line.strip() == "flush ruleset" for line in files.get(_NFTABLES_RULES, "").splitlines()):
+            does += ", and its reload removes every rule, ours too, which are back within a second"
+            cure += ", and let it flush its own table in place of the whole ruleset"
+        yield "nftables.service", does, cure
 
 
 def _networkmanager(files: Mapping[str, str]) -> Iterator[str]:

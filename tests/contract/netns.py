@@ -12,12 +12,19 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
+MS_PRIVATE_ALL = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A fresh network namespace and an event loop that runs inside it."""
+    """A fresh network namespace and an event loop that runs inside it; on request with a /run of its own.
+
+    The lock of the legacy tables is a file in /run.
+    """
+
+    def __init__(self, *, own_run: bool = False) -> None:
+        self._own_run = own_run
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -35,6 +42,13 @@ class Namespace:
 
     def _live(self) -> None:
         assert _libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        if self._own_run:
+            for failed in (
+                _libc.unshare(CLONE_NEWNS),
+                _libc.mount(b"none", b"/", None, MS_PRIVATE_ALL, None),
+                _libc.mount(b"run", b"/run", b"tmpfs", 0, None),
+            ):
+                assert not failed, os.strerror(ctypes.get_errno())
         self.path = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
         self._ready.set()
         self._loop.run_forever()

@@ -54,8 +54,14 @@ def test_a_sound_host_has_no_findings(host: Namespace) -> None:
     ("commands", "want"),
     [
         (["sysctl -qw net.ipv4.conf.eth0.rp_filter=1"], ["FAB1301"]),
-        (["iptables-nft -P FORWARD DROP"], ["FAB1401"]),
-        (["iptables-legacy -P FORWARD DROP"], ["FAB1401"]),
+        (["iptables-nft -P FORWARD DROP"], []),
+        (["iptables-legacy -P FORWARD DROP"], []),
+        (["iptables-legacy -P FORWARD DROP", "iptables-nft -N fab-FORWARD"], ["FAB1401"]),
+        (
+            ["nft table inet fw { chain through { type filter hook forward priority 0; policy drop; }; }"],
+            ["FAB1401"],
+        ),
+        (["iptables-nft -N ufw-user-input"], ["FAB1405"]),
         (["iptables-nft -A INPUT -p tcp --dport 179 -j DROP"], ["FAB1402"]),
         (["iptables-legacy -P INPUT DROP", "iptables-legacy -A INPUT -i lo -j ACCEPT"], ["FAB1402"]),
         (["nft " + NFT], ["FAB1402"]),

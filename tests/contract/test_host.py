@@ -75,3 +75,26 @@ def test_default_routes_that_are_not_ours_have_gateways_a_cable_out_or_not(space
     assert space.run(read()).here.gateways == want
     space.ip("link", "set", "tor1", "down")
     assert space.run(read()).here.gateways == want
+
+
+def test_all_links_but_ours_are_known_with_their_addresses_up_or_down(space: Namespace) -> None:
+    space.ip("link", "set", "up1", "down")
+    links = {
+        name: {address for address in held if not address.is_link_local}
+        for name, held in space.run(read()).links.items()
+    }
+    assert links == {
+        "lo": {ip_address("127.0.0.1"), ip_address("::1")},
+        "up0": {ip_address("10.1.0.1"), ip_address("2001:db8::1")},
+        "up1": {ip_address("10.2.0.1")},
+        "tor0": set(),
+        "tor1": set(),
+        "inside": set(),
+    }
+
+
+def test_a_host_that_forwards_already_routed_before(space: Namespace) -> None:
+    assert space.run(read()).routed_before == set()
+    path = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+    space.call(partial(path.write_text, "1"))
+    assert space.run(read()).routed_before == {6}

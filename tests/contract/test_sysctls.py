@@ -16,7 +16,7 @@ import pytest
 from fabric.errors import DataplaneError
 from fabric.kernel.facts import HostAddress, Listener, addresses, clock, listeners
 from fabric.kernel.monitor import Monitor
-from fabric.kernel.sysctls import restore, set_recorded
+from fabric.kernel.sysctls import before, restore, set_recorded
 from tests.contract.netns import Namespace
 
 FORWARD = "net.ipv4.ip_forward"
@@ -62,6 +62,14 @@ def test_the_first_value_found_is_the_one_kept(host: Namespace, tmp_path: Path) 
     write(host, FORWARD, "0")
     host.run(set_recorded({FORWARD: "1"}, record))
     assert json.loads(record.read_text()) == {FORWARD: {"before": "0", "set": "1"}}
+
+
+def test_what_was_before_is_what_is_recorded_or_else_what_is(host: Namespace, tmp_path: Path) -> None:
+    record, names = tmp_path / "sysctls.json", (FORWARD, FORWARD6, "net.ipv4.no_such")
+    write(host, FORWARD6, "1")
+    assert host.run(before(names, record)) == {FORWARD: "0", FORWARD6: "1", "net.ipv4.no_such": ""}
+    host.run(set_recorded({FORWARD: "1", FORWARD6: "1"}, record))
+    assert host.run(before(names, record)) == {FORWARD: "0", FORWARD6: "1", "net.ipv4.no_such": ""}
 
 
 def test_a_crash_between_record_and_change_is_harmless(host: Namespace, tmp_path: Path) -> None:

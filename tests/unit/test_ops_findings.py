@@ -51,7 +51,35 @@ V6_POOL = Cluster(pools=(pool("2001:db8:77::/64"),))
 RP, RA = "net/ipv4/conf/{}/rp_filter", "net/ipv6/conf/eth0/accept_ra"
 GC, CT = "net/ipv4/neigh/default/gc_thresh3", "net/netfilter/nf_conntrack_"
 CLOSED = (":INPUT DROP [0:0]", ":FORWARD ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]")
-NM, NETWORKD = DAEMONS
+NM, NETWORKD, FIREWALLD = DAEMONS
+# As our rules are on a host without a workload: what comes from a link of ours is dropped.
+OURS = (
+    ":fab-FORWARD - [0:0]", ":fab-INPUT - [0:0]", ":fab-from-wl - [0:0]",
+    '-A FORWARD -m comment --comment "fab:01" -j fab-FORWARD', '-A INPUT -m comment --comment "fab:02" -j fab-INPUT',
+    '-A fab-FORWARD -i fab+ -m comment --comment "fab:03" -j fab-from-wl',
+    '-A fab-from-wl -m comment --comment "fab:04" -j DROP', '-A fab-INPUT -m comment --comment "fab:05" -j DROP',
+)  # fmt: skip
+OURS_LEGACY = filter_table(":fab-FORWARD - [0:0]", backend="legacy")
+WANTS = "/etc/systemd/system/sysinit.target.wants/nftables.service"
+_FILTER = {"family": "inet", "table": "filter"}
+NFT_FORWARD = (
+    {
+        "chain": {
+            **_FILTER,
+            "name": "forward",
+            "type": "filter",
+            "hook": "forward",
+            "prio": 0,
+            "policy": "drop",
+        }
+    },
+)
+NFT_OPEN = (
+    *NFT_FORWARD,
+    *({"rule": {**_FILTER, "chain": "forward", "handle": 1, "expr": [
+        {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": "fab*"}}, {"accept": None},
+    ]}} for key in ("iifname", "oifname")),
+)  # fmt: skip
 MATCH_ALL = {"/etc/systemd/network/50.network": "[Match]\nName=*\n"}
 
 
@@ -86,8 +114,14 @@ def test_a_sound_host_has_no_findings() -> None:
         ({"sysctls": {GC: "512"}}, None, "FAB1303", f"{GC} = 512"),
         ({"sysctls": {f"{CT}count": "950", f"{CT}max": "1000"}}, None, "FAB1304", "950 of 1000"),
         ({"sysctls": {RA: "1"}, "advertised_defaults": frozenset({"eth0"})}, V6_POOL, "FAB1305", f"{RA} = 1"),
-        ({"saved": (filter_table(":FORWARD DROP [0:0]"),)}, None, "FAB1401",
+        ({"saved": (filter_table(":FORWARD DROP [0:0]"), OURS_LEGACY)}, None, "FAB1401",
          "iptables-nft filter table: policy DROP of FORWARD"),
+        ({"native": NFT_FORWARD}, None, "FAB1401", "nft table inet filter: policy DROP of forward"),
+        ({"daemons": frozenset({FIREWALLD})}, None, "FAB1405", "firewalld: what its own chains reject"),
+        ({"saved": (filter_table(":ufw-user-input - [0:0]"),)}, None, "FAB1405", "ufw: it decides"),
+        ({"files": {WANTS: ""}}, None, "FAB1405", "nftables.service: what its own chains drop stays dropped"),
+        ({"files": {WANTS: "", "/etc/nftables.conf": "#!/usr/sbin/nft -f\n\nflush ruleset\n"}}, None, "FAB1405",
+         "its reload removes every rule, ours too"),
         ({"saved": (filter_table(*CLOSED),)}, PLAIN, "FAB1402", "policy DROP of INPUT"),
         ({"saved": (filter_table("-A OUTPUT -p tcp --dport 179 -j REJECT", ":OUTPUT ACCEPT [0:0]"),)}, PLAIN,
          "FAB1402", "-A OUTPUT -p tcp --dport 179 -j REJECT"),
@@ -136,6 +170,11 @@ def test_what_hurts_a_node_is_found(
                      id="a backend a family"),
         pytest.param({"saved": (filter_table("-A X"), filter_table(":INPUT ACCEPT [0:0]", backend="legacy"))}, None,
                      id="an empty legacy table"),
+        pytest.param({"saved": (filter_table(":FORWARD DROP [0:0]"),)}, None, id="Docker's policy, before we join"),
+        pytest.param({"saved": (filter_table(":FORWARD DROP [0:0]", *OURS),)}, None, id="Docker's policy beside ours"),
+        pytest.param({"saved": (filter_table(*OURS), filter_table(*OURS, version=6))}, None, id="our rules"),
+        pytest.param({"native": NFT_OPEN}, None, id="nftables that accepts our links"),
+        pytest.param({"files": {"/etc/nftables.conf": "flush ruleset"}}, None, id="nftables.service, not enabled"),
         pytest.param({"daemons": frozenset({NM}), "files": dict([NM_SNIPPET])}, None, id="NetworkManager, cured"),
         pytest.param({"daemons": frozenset({NETWORKD}), "files": dict([NETWORKD_SNIPPET])}, None, id="networkd, cured"),
         pytest.param({"daemons": frozenset({NETWORKD}), "files": MATCH_ALL | dict([NETWORKD_SNIPPET, LINK_SNIPPET])},
