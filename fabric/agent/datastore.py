@@ -111,7 +111,7 @@ async def follow(state: State, kv: KeyValueStore, keeper: Keeper) -> None:
                     log.warning("datastore lost; forwarding goes on as it is", error=reason)
                     lost = await _lost(state.snapshot, keeper)
                     state.update(snapshot=replace(lost, lost=reason, in_sync=False))
-            known = _log_problems(state.snapshot.problems, known)
+            known = _log_problems(state.snapshot, known)
 
 
 def _listed(listing: Listing) -> Snapshot:
@@ -154,7 +154,13 @@ async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:
     return copied
 
 
-def _log_problems(found: Mapping[str, str], known: Mapping[str, str]) -> Mapping[str, str]:
-    for key in found.keys() - known.keys():
-        log.error("object cannot be read; treated as absent", key=key, error=found[key])
-    return dict(found)
+def _log_problems(snapshot: Snapshot, known: Mapping[str, str]) -> Mapping[str, str]:
+    for key in snapshot.problems.keys() - known.keys():
+        is_policy = key in snapshot.unread and snapshot.unread[key].key.kind.endswith("NetworkPolicy")
+        what = (
+            "policy cannot be read; what it selects is denied"
+            if is_policy
+            else "object cannot be read; treated as absent"
+        )
+        log.error(what, key=key, error=snapshot.problems[key])
+    return dict(snapshot.problems)

@@ -9,8 +9,9 @@ Where the pure packages meet: they know nothing of each other, and hand values t
                   adj-RIBs-out (agent.adj_ribs_out) ──▶ speaker          │
                        ▲                                                 │
     agent.routing ─────┴─▶ routes by BGP ────────────────────────────────┘
+    agent.policing ──────────────────────────────────────────────────────▶ rules, ipsets
 
-Computed whole each time, but for agent.routing, which takes longer and is computed apart.
+Computed whole each time, but for agent.routing and agent.policing, which take longer and are computed apart.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bgp.rib import AdjRibOut, Prefix
 from bgp.sessions import Peerings
 from bgp.speaker.seam import Wanted
 from fabric.agent.adj_ribs_out import AdjRibsOut, adj_ribs_out
+from fabric.agent.compose import Composed
 from fabric.agent.loc_rib import LocRib
 from fabric.agent.routing import Host, Routing
 from fabric.agent.snapshot import Snapshot
@@ -45,6 +47,7 @@ class Desired:
 
     whole: bool = False
     settled: bool = False
+    policy: Composed | None = None
     links: Mapping[str, Veth] = field(default_factory=dict)
     routes: RouteSet = field(default_factory=dict)
     wanted: Wanted = field(default_factory=Wanted)
@@ -61,7 +64,14 @@ class Desired:
         return self.routing.loc_rib
 
 
-def desire(node: str, snapshot: Snapshot, host: Host, routing: Routing, known: AdjRibsOut) -> Desired:
+def desire(
+    node: str,
+    snapshot: Snapshot,
+    host: Host,
+    routing: Routing,
+    known: AdjRibsOut,
+    policy: Composed | None = None,
+) -> Desired:
     """Return what `node` should have; `known` are the last adj-RIBs-out, kept where they come out the same.
 
     Without its Node resource it takes no part in BGP, but its containers keep their links: their
@@ -80,6 +90,7 @@ def desire(node: str, snapshot: Snapshot, host: Host, routing: Routing, known: A
     return Desired(
         whole=snapshot.whole,
         settled=snapshot.whole and routing.ribs.settled,
+        policy=policy,
         links={link.name: link for link in links},
         routes=plan_routes.merge(
             workloads=endpoints.routes(links),

@@ -1,16 +1,21 @@
-"""Read what the agent must know of its host from the kernel: addresses, carriers, routes that are not ours, MTU."""
+"""Read what the agent must know of its host from the kernel: links, addresses, others' routes, MTU, forwarding."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from bgp.peering import Gateway, Here, Uplink
 from bgp.rib import address_order
 from fabric.agent.routing import Host
-from fabric.kernel import facts
+from fabric.config import SYSCTLS
+from fabric.kernel import facts, sysctls
+from fabric.kernel.netlink import Address
 from fabric.kernel.routes import NetlinkFib
 from fabric.plan.links import is_ours
 from fabric.plan.routes import Route
+
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
 async def read_host(fib: NetlinkFib) -> Host:
@@ -18,9 +23,14 @@ async def read_host(fib: NetlinkFib) -> Host:
 
     Routes through a link without carrier are among the routes and the gateways: the host has them still.
     """
-    addresses = [a for a in await facts.addresses() if a.up and not is_ours(a.link)]
+    names, every = await facts.links_and_addresses()
+    held = defaultdict[str, set[Address]](set)
+    for one in every:
+        held[one.link].add(one.address.ip)
+    addresses = [a for a in every if a.up and not is_ours(a.link)]
     found = [a for a in addresses if a.link != "lo"]
     routes = tuple(await fib.foreign_routes())
+    before = await sysctls.before(FORWARDING.values(), SYSCTLS)
     return Host(
         here=Here(
             uplinks=tuple(Uplink(a.link, a.address, a.carrier) for a in found),
@@ -29,6 +39,8 @@ async def read_host(fib: NetlinkFib) -> Host:
         ),
         foreign_routes=routes,
         mtu=min((a.mtu for a in found), default=1500),
+        links={name: frozenset(held[name]) for name in names if not is_ours(name)},
+        routed_before=frozenset(v for v, name in FORWARDING.items() if before[name] not in ("", "0")),
     )
 
 

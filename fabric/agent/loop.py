@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import structlog
@@ -17,8 +18,9 @@ import structlog
 from bgp import sessions
 from fabric import logs
 from fabric.agent import failover, ribs, secrets, speaker
-from fabric.agent.host import read_host
-from fabric.agent.passes import Outcome, Passes, log_done
+from fabric.agent.filters import Filters
+from fabric.agent.host import FORWARDING, read_host
+from fabric.agent.passes import GapLog, Outcome, Passes, log_done
 from fabric.agent.routing import resources
 from fabric.agent.settings import Settings, settings
 from fabric.agent.speaker import SpeakerLink
@@ -27,6 +29,7 @@ from fabric.config import SYSCTLS
 from fabric.errors import DataplaneError
 from fabric.kernel import sysctls
 from fabric.kernel.routes import NetlinkFib
+from fabric.plan.tables import VERSIONS, Version
 
 log = structlog.get_logger()
 
@@ -35,6 +38,7 @@ RETRY = 1.0  # seconds before refused operations are planned again, doubling up 
 LONGEST_RETRY = 90.0
 SECRETS = 5.0  # seconds before secrets that are not there are looked for again
 REST = 5.0  # a read-back that an event asks for waits as many times as long as the last one took
+LONGEST_REST = 0.5  # seconds, where others changed our rules: that is open until it is put right
 
 
 @dataclass
@@ -61,15 +65,23 @@ class _Reading:
 
 
 async def pass_loop(
-    state: State, passes: Passes, fib: NetlinkFib, link: SpeakerLink, drift: asyncio.Event
+    state: State,
+    passes: Passes,
+    fib: NetlinkFib,
+    filters: Filters,
+    link: SpeakerLink,
+    drift: asyncio.Event,
 ) -> None:
     """Run a whole pass whenever an input changed, what was refused is due again, or time for a read-back."""
     loop = asyncio.get_running_loop()
-    reading, retry, asked = _Reading(), RETRY, Settings()
+    reading, checking, retry, asked = _Reading(), _Reading(), RETRY, Settings()
     forwards: Mapping[str, str] = {}
-    rested = -math.inf
+    rested = healed = -math.inf
+    gap_log = GapLog()
     while True:
-        await _wait(state.dirty, _patience(state, reading.due(asked.read_back) - loop.time(), retry))
+        due = min(reading.due(asked.read_back), checking.due(asked.read_back))
+        patience = _patience(state, due - loop.time(), retry)
+        await _wait(state.dirty, min(patience, healed - loop.time()) if state.edited else patience)
         if (rest := rested - loop.time()) > 0:
             await asyncio.sleep(rest)
         state.dirty.clear()
@@ -81,7 +93,11 @@ async def pass_loop(
         started = loop.time()
         # What was lost with a link is withdrawn at once; a full table takes long to read back.
         read_back = reading.due(asked.read_back) <= started and not state.hurried
-        state.hurried = False
+        hurried, state.hurried = state.hurried, False
+        # Nothing but the period and who is heard to change rules says that they have changed.
+        check = checking.due(asked.read_back) <= started and not hurried
+        edited = frozenset(VERSIONS if check else state.edited if started >= healed and not hurried else ())
+        state.edited -= edited
         try:
             if read_back:
                 drift.clear()
@@ -90,17 +106,26 @@ async def pass_loop(
                 state.host = failover.after(host, state.carriers)  # heard while it was read
                 state.signatures.look(time.time())
                 await speaker.fail_over(state, link)
-            outcome = await _pass(state, passes, link, read_back)
-            wanted = _forwarding(state)
+            outcome = await _pass(state, passes, filters, link, read_back, edited, hurried)
+            gap_log.tell(outcome.gaps, loop.time())
+            # Only behind rules in force: they say what this router forwards.
+            wanted = _forwarding(state) if passes.rules.stands else {}
             if wanted and (read_back or wanted != forwards):
                 await sysctls.set_recorded(wanted, SYSCTLS)
             forwards = wanted
+            await filters.tidy()
         except DataplaneError as err:
             outcome = _failed(state, err)
         ended = loop.time()
         rested = ended + min(BATCH, ended - started)
         if read_back:
             reading.taken(started, ended)
+        if check:
+            checking.taken(started, ended)
+        if edited and state.fault:
+            checking.asked = True  # the pass may have ended before they were read
+        if edited:
+            healed = ended + min(REST * (ended - started), LONGEST_REST)
         retry = min(retry * 2, LONGEST_RETRY) if outcome.refused or state.fault else RETRY
 
 
@@ -109,10 +134,10 @@ def _forwarding(state: State) -> Mapping[str, str]:
     # By the snapshot as it is now: it may have come while the pass was under way.
     if not state.snapshot.revision or not settings(state.snapshot, state.node).forwarding:
         return {}
-    wanted = {"net.ipv4.ip_forward": "1"}
+    wanted = {FORWARDING[4]: "1"}
     if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
         # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
-        wanted["net.ipv6.conf.all.forwarding"] = "1"
+        wanted[FORWARDING[6]] = "1"
     return wanted
 
 
@@ -138,17 +163,35 @@ def _failed(state: State, err: DataplaneError) -> Outcome:
     return Outcome()
 
 
-async def _pass(state: State, passes: Passes, link: SpeakerLink, read_back: bool) -> Outcome:
+async def _pass(
+    state: State,
+    passes: Passes,
+    filters: Filters,
+    link: SpeakerLink,
+    read_back: bool,
+    edited: AbstractSet[Version],
+    hurried: bool,
+) -> Outcome:
     """Kernel first, then announcements: what is announced can be reached."""
     if not state.snapshot.revision:
         state.fault = ""
         return Outcome()  # nothing has been read yet, so nothing is known to be wanted
+    # By the snapshot as it is now: it may have come while the kernel was read.
+    await filters.settle(settings(state.snapshot, state.node).backend)
+    if not hurried:
+        await passes.give_way()  # what is worked out in a thread takes the interpreter from an attach
     await read_secrets(state, again=read_back or bool(_missing_secrets(state)))
     await state.route()
-    outcome = await passes.run(state.compute, read_back=read_back)
+    before = state.policy_problems
+    await state.police(tidy=len(edited) == len(VERSIONS))
+    for name in state.policy_problems.keys() - before.keys():
+        log.error("policy", object=name, problem=state.policy_problems[name])
+    outcome = await passes.run(state.compute, read_back=read_back, edited=edited, hurried=hurried)
     log_done(outcome)
     for op in outcome.refused.keys() - state.outcome.refused.keys():
         log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
+    if outcome.policy_changed or not state.passes:
+        state.policy_changed.set()
     await speaker.hand_down(state.desired, link)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())

@@ -2,7 +2,7 @@
 
     etcd ──follow──▶ Snapshot ┐
     speaker ─events─▶ Ribs    ├─▶ State ─▶ pass loop ─▶ kernel, then the speaker's Wanted
-    kernel ──monitor─▶ Host   ┘      ▲
+    kernel ──monitor─▶ Host   ┘      ▲                    └─▶ live connections that policy denies now
     socket ──attach──────────────────┘ (its own scoped pass)
 
 All tasks live in one group: the end of any is the end of the agent, which its supervisor restarts. A
@@ -21,11 +21,13 @@ import structlog
 
 from fabric import config as configuration
 from fabric import logs
-from fabric.agent import datastore, failover, node_status, published, server, speaker, upkeep
+from fabric.agent import datastore, drop_log, failover, live, node_status, published, server, speaker, upkeep
 from fabric.agent.datastore import Keeper
+from fabric.agent.filters import Filters
 from fabric.agent.host import read_host
 from fabric.agent.loop import pass_loop
 from fabric.agent.passes import Passes
+from fabric.agent.rules import Rules
 from fabric.agent.sessions import Sessions
 from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
@@ -33,6 +35,8 @@ from fabric.agent.workloads import Workloads
 from fabric.config import CACHE
 from fabric.errors import ConfigError, FabricError
 from fabric.kernel import monitor
+from fabric.kernel.conntrack import NetlinkConntrack
+from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
 from fabric.store import cache
@@ -47,10 +51,11 @@ async def run(config: configuration.Config) -> None:
         raise ConfigError(
             f"{configuration.CONFIG}: names no node; nothing was started; run `fabricctl node join`"
         )
-    with NetlinkFib() as fib:
+    with NetlinkFib() as fib, NetlinkIPSets() as sets, NetlinkConntrack() as conntrack:
         # First: the MTU of a link is given when it is made, and an attach may come before the first pass.
         state = State(config.node, host=await read_host(fib))
-        passes = Passes(NetlinkLinks(), fib)
+        passes = Passes(NetlinkLinks(), fib, Rules(sets))
+        filters = Filters(state, passes)
         link = SpeakerLink()
         drift = asyncio.Event()
         kv = connect(config)
@@ -64,7 +69,10 @@ async def run(config: configuration.Config) -> None:
                 tasks.create_task(node_status.keep(state, kv))
                 tasks.create_task(speaker.follow(state, link))
                 tasks.create_task(_follow_kernel(state, link, drift))
-                tasks.create_task(pass_loop(state, passes, fib, link, drift))
+                tasks.create_task(filters.follow())
+                tasks.create_task(live.judge(state, conntrack))
+                tasks.create_task(drop_log.follow(state))
+                tasks.create_task(pass_loop(state, passes, fib, filters, link, drift))
                 workloads, sessions = Workloads(state, kv, passes), Sessions(state, kv, link)
                 tasks.create_task(server.serve(state, workloads, sessions, passes))
         finally:

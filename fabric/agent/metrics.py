@@ -12,7 +12,9 @@ from prometheus_client.registry import Collector
 
 from bgp.rib import SessionState
 from fabric.agent import report, report_bgp
+from fabric.agent.rules import PARTS, Rules
 from fabric.agent.state import State
+from fabric.plan.tables import VERSIONS
 
 STATES = (SessionState.IDLE, SessionState.CONNECT, SessionState.ESTABLISHED)
 SESSION_GAUGES = {
@@ -36,6 +38,7 @@ class _StateCollector(Collector):
     """Series grow with peers and blocks of this node, never with endpoints or routes."""
 
     state: State
+    rules: Rules
 
     def collect(self) -> Iterator[Metric]:
         state = self.state
@@ -68,6 +71,7 @@ class _StateCollector(Collector):
             buckets=list(state.reaction.buckets()),
             sum_value=state.reaction.sum,
         )
+        yield from self._policy()
         yield from self._sessions()
         held = GaugeMetricFamily(
             "fabricctl_block_addresses_held", "addresses held in a block", labels=["block"]
@@ -75,6 +79,32 @@ class _StateCollector(Collector):
         for block in report.blocks(state):
             held.add_metric([block["prefix"]], block["held"])
         yield held
+
+    def _policy(self) -> Iterator[Metric]:
+        yield _one(
+            "fabricctl_policy_problems",
+            "objects of policy that could not be compiled; policies among them deny what they select",
+            len(self.state.policy_problems),
+        )
+        yield _one("fabricctl_ipsets", "ipsets of this node's policy", len(self.rules.held))
+        members = sum(len(held.ipset.members) for held in self.rules.held.values())
+        yield _one("fabricctl_ipset_members", "members of all of them", members)
+        restores = CounterMetricFamily(
+            "fabricctl_policy_restores", "restores of rules since the agent started", labels=["family"]
+        )
+        for version in VERSIONS:
+            restores.add_metric([f"ipv{version}"], self.rules.restores[version])
+        yield restores
+        cuts = "live connections that a change of policy denied and that were cut"
+        yield CounterMetricFamily("fabricctl_policy_cuts", cuts, value=self.state.cuts)
+        gaps = CounterMetricFamily(
+            "fabricctl_policy_gaps",
+            "chains, or sets, that somebody else had changed when they were read back, and that were put right",
+            labels=["part"],
+        )
+        for part in PARTS:
+            gaps.add_metric([part], self.rules.gaps[part])
+        yield gaps
 
     def _sessions(self) -> Iterator[Metric]:
         sessions = report_bgp.sessions(self.state, time.time())
@@ -106,8 +136,8 @@ def _one(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def render(state: State) -> bytes:
+def render(state: State, rules: Rules) -> bytes:
     """Return the metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StateCollector(state))
+    registry.register(_StateCollector(state, rules))
     return generate_latest(registry)

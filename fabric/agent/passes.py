@@ -8,33 +8,44 @@ changes; a read-back (every 90 s or so, or after a netlink event) finds drift.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import structlog
 
+from fabric.agent import rules
+from fabric.agent.compose import Composed
 from fabric.agent.desired import Desired
+from fabric.agent.rules import Gap, Restore, Rules
 from fabric.errors import DataplaneError
-from fabric.plan import links, routes
+from fabric.plan import ipsets, links, routes
 from fabric.plan.links import HOST_MAC, HostLink, Links
 from fabric.plan.routes import Fib, Prefix, Route, RouteKey
+from fabric.plan.tables import VERSIONS, Counter, Place, Tables, Version
 
-Op: TypeAlias = links.Op | routes.Op
+Op: TypeAlias = rules.Op | links.Op | routes.Op
 
 log = structlog.get_logger()
 
 AT_ONCE = 16  # links changed before whoever waits has a turn
 ROUTES_AT_ONCE = 2000  # the same for routes; each turn plans anew, which costs as much as some 100 of them
+NAMED = 5  # of what others changed, in one line of the log
+GAP_AGAIN = 60.0  # seconds before another change of the same chain or set is told; metrics count each
 LOGGED = 100  # routes that are logged each by itself
 GIVE_WAY = 0.2  # seconds that a whole pass waits, at most, before each of its turns
 
 
+def _is_litter(op: object) -> bool:
+    """Whether it removes a set that no rule of ours goes by: one of somebody else's may, and policy stands without."""
+    return isinstance(op, ipsets.Destroy)
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a pass is limited to: link names and prefixes."""
+    """What a pass is limited to: link names and prefixes. Policy is never limited: reachability waits for it."""
 
     links: AbstractSet[str]
     prefixes: AbstractSet[Prefix]
@@ -50,76 +61,141 @@ class Scope:
                 return route.key.prefix in self.prefixes
             case routes.Delete(key):
                 return key.prefix in self.prefixes
+            case _:
+                return not _is_litter(op)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did, in order, and those of its operations that the kernel refused, with why."""
+    """What a pass did, in order; of its operations those that the kernel refused, with why; what others had undone."""
 
     done: tuple[Op, ...] = ()
     refused: Mapping[Op, DataplaneError] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
 
     def then(self, later: Outcome) -> Outcome:
         """Return both together."""
-        return Outcome(self.done + later.done, {**self.refused, **later.refused})
+        return Outcome(self.done + later.done, {**self.refused, **later.refused}, self.gaps + later.gaps)
+
+    @property
+    def unpoliced(self) -> DataplaneError | None:
+        """Why policy is not in as desired, None where it is."""
+        refused = self.refused.items()
+        return next((why for op, why in refused if isinstance(op, rules.Op) and not _is_litter(op)), None)
+
+    @property
+    def policy_changed(self) -> bool:
+        """Whether rules or members of sets are other than before, so that live connections may be denied now."""
+        return any(isinstance(op, rules.Op) for op in self.done)
 
 
 class Passes:
-    """Owns the two drivers; remembers what the kernel held when it was last read or written."""
+    """Owns the drivers; remembers what the kernel held when it was last read or written."""
 
-    def __init__(self, kernel_links: Links, fib: Fib) -> None:
-        self._driver, self._fib = kernel_links, fib
+    def __init__(self, kernel_links: Links, fib: Fib, kernel_rules: Rules) -> None:
+        self._driver, self._fib, self._rules = kernel_links, fib, kernel_rules
         self._lock = asyncio.Lock()
         self._links: dict[str, HostLink] = {}
         self._routes: dict[RouteKey, Route] = {}
         self._known = False
-        self._scoped = 0  # passes that somebody waits for
-        self._ended = asyncio.Event()  # one of them has
+        self._awaited = 0  # how many wait
+        self._ended = asyncio.Event()  # one of them has what it waited for
 
     @property
     def held_routes(self) -> Mapping[RouteKey, Route]:
         """This node's routes as last read or written."""
         return self._routes
 
+    @property
+    def rules(self) -> Rules:
+        """What of this node's policy the kernel holds."""
+        return self._rules
+
+    async def counters(self, desired: Composed) -> Mapping[Version, Mapping[tuple[Place, int], Counter]]:
+        """Return what the kernel has counted by now, for each rule that is in force as desired."""
+        async with self._lock:
+            return await self._rules.counters(desired)
+
+    async def use(self, filters: Tables) -> None:
+        """Have the rules of later passes in another backend."""
+        async with self._lock:
+            self._rules.use(filters)
+
+    def lack(self, why: DataplaneError) -> None:
+        """Have later passes refuse policy, and what would be reachable without it: no backend works."""
+        self._rules.lack(why)
+
     async def run(
         self,
         desire: Callable[[], Desired],
         *,
         read_back: bool = False,
+        edited: AbstractSet[Version] = frozenset(),
+        hurried: bool = False,
         scope: Scope | None = None,
     ) -> Outcome:
-        """Plan and apply, links before routes.
+        """Plan and apply: policy, then links, then routes.
+
+        `read_back` has links and routes read first, `edited` the rules of those families, and with both the sets.
 
         Nothing is removed unless what is desired has settled; within a `scope` it has: who names one knows it.
 
         `desire` is asked whenever it is our turn, not when the pass is asked for: while it waited for another
         pass, an attach may have changed what is desired.
 
-        What is refused is planned again by the next pass; the rest is done all the same.
+        What is refused is planned again by the next pass; the rest is done all the same. A `hurried` one gives way to
+        nobody.
         """
-        if scope is None:
-            return await self._run(desire, read_back, None)
-        self._scoped += 1
+        await self._rules.ready.wait()
+        return await self._run(desire, read_back, edited, scope, patient=not (hurried or scope))
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Until the block ends, somebody waits for what passes with a scope do: others give way."""
+        self._awaited += 1
         try:
-            return await self._run(desire, read_back, scope)
+            yield
         finally:
-            self._scoped -= 1
+            self._awaited -= 1
             self._ended.set()
 
-    async def _run(self, desire: Callable[[], Desired], read_back: bool, scope: Scope | None) -> Outcome:
+    async def give_way(self) -> None:
+        """Let those go first that somebody waits for. Else it would do their work, and answer none of them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_WAY):
+                while self._awaited:
+                    self._ended.clear()
+                    await self._ended.wait()
+
+    async def _run(
+        self,
+        desire: Callable[[], Desired],
+        read_back: bool,
+        edited: AbstractSet[Version],
+        scope: Scope | None,
+        *,
+        patient: bool,
+    ) -> Outcome:
         outcome = Outcome()
         while True:
-            if scope is None:
-                await self._give_way()
+            if patient:
+                await self.give_way()
             async with self._lock:
                 if read_back or not self._known:
                     await self._read()
-                    read_back = False
+                if edited:
+                    gaps = await self._rules.read(edited, sets=len(edited) == len(VERSIONS))
+                    outcome = outcome.then(Outcome(gaps=gaps))
+                read_back, edited = False, frozenset()
                 desired = desire()
                 in_sync = desired.settled or scope is not None
+                if desired.policy and not outcome.unpoliced:  # else it was tried in this pass
+                    done, refused = await self._rules.apply(desired.policy, in_sync=desired.whole)
+                    outcome = outcome.then(Outcome(tuple(done), dict(refused.items())))
                 link_ops = links.plan(
                     desired.links, self._links, in_sync=in_sync, scope=scope.links if scope else None
                 )
+                outcome = outcome.then(_held_back(outcome.unpoliced, link_ops))
                 due = [op for op in link_ops if op not in outcome.refused]
                 outcome = outcome.then(await self._change_links(due[:AT_ONCE]))
                 if len(due) > AT_ONCE:
@@ -127,18 +203,11 @@ class Passes:
                 route_ops = routes.plan(
                     desired.routes, self._routes, in_sync=in_sync, scope=scope.prefixes if scope else None
                 )
+                outcome = outcome.then(_held_back(outcome.unpoliced, link_ops, route_ops))
                 due_routes = [op for op in route_ops if op not in outcome.refused]
                 outcome = outcome.then(await self._change_routes(due_routes[:ROUTES_AT_ONCE]))
                 if len(due_routes) <= ROUTES_AT_ONCE:
                     return outcome
-
-    async def _give_way(self) -> None:
-        """Let those go first that somebody waits for. Else it would do their work, and answer none of them."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GIVE_WAY):
-                while self._scoped:
-                    self._ended.clear()
-                    await self._ended.wait()
 
     async def _change_links(self, ops: Sequence[links.Op]) -> Outcome:
         outcome = _outcome(ops, (await links.apply(ops, self._driver)).items())
@@ -179,19 +248,52 @@ def _outcome(ops: Sequence[Op], refused: Iterable[tuple[Op, DataplaneError]]) ->
     return Outcome(tuple(op for op in ops if op not in why), why)
 
 
+def _held_back(
+    why: DataplaneError | None, link_ops: Sequence[links.Op], route_ops: Sequence[routes.Op] = ()
+) -> Outcome:
+    """Where policy is not in, refuse what would become reachable: new links, and the routes to them."""
+    if why is None:
+        return Outcome()
+    made = {op.veth.name: op for op in link_ops if isinstance(op, links.Create)}
+    to = [
+        op
+        for op in route_ops
+        if isinstance(op, routes.Replace) and any(hop.device in made for hop in op.route.next_hops)
+    ]
+    return Outcome(refused=dict.fromkeys([*made.values(), *to], why))
+
+
 def log_done(outcome: Outcome) -> None:
-    """One line a change; of a table of routes one for all that were set, and one for all that were removed."""
+    """One line a change; one for all sets, and of a table of routes one for all set and one for all removed."""
     many = [op for op in outcome.done if isinstance(op, routes.Replace | routes.Delete)]
     whole = len(many) > LOGGED
+    if sets := sum(isinstance(op, ipsets.Op) for op in outcome.done):
+        log.info("kernel changed", op="ipsets changed", count=sets)
     for op in outcome.done:
-        if not (whole and isinstance(op, routes.Replace | routes.Delete)):
+        if not isinstance(op, ipsets.Op) and not (whole and isinstance(op, routes.Replace | routes.Delete)):
             log.info("kernel changed", **_words(op))
     for kind, what in ((routes.Replace, "routes set"), (routes.Delete, "routes removed")):
         if whole and (count := sum(isinstance(op, kind) for op in many)):
             log.info("kernel changed", op=what, count=count)
 
 
-def _words(op: Op) -> dict[str, str]:
+class GapLog:
+    """Tells what others changed, once for all that a read-back found; who changes it again and again is told seldom."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def tell(self, gaps: Sequence[Gap], now: float) -> None:
+        """Tell of `gaps`, found at `now`, in seconds of any clock that only goes forward."""
+        self._told = {name: at for name, at in self._told.items() if now - at < GAP_AGAIN}
+        if new := [gap for gap in gaps if gap.name not in self._told]:
+            self._told |= dict.fromkeys((gap.name for gap in new), now)
+            names = [f"{gap.name}: {gap.what}" for gap in new]
+            what = "; ".join(names[:NAMED])
+            log.warning("policy was changed by somebody else; put back", count=len(new), what=what)
+
+
+def _words(op: links.Op | routes.Op | Restore) -> dict[str, str]:
     match op:
         case links.Create(veth):
             return {"op": "link created", "link": veth.name, "netns": veth.netns}
@@ -204,3 +306,5 @@ def _words(op: Op) -> dict[str, str]:
             return {"op": "route set", "prefix": str(route.key.prefix), "where": where}
         case routes.Delete(key):
             return {"op": "route removed", "prefix": str(key.prefix)}
+        case Restore(version, chains):
+            return {"op": "rules written", "family": f"IPv{version}", "chains": str(len(chains))}

@@ -47,9 +47,10 @@ def status(state: State, now: float) -> Json:
         "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
         "problems": [
             *_absence(state),
-            *filter(None, [state.copy_problem, *state.upkeep_problems]),
+            *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),
             *(f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())),
             *(f"{name}: {why}" for name, why in sorted(state.desired.peerings.problems.items())),
+            *(f"{name}: {why}" for name, why in sorted(state.policy_problems.items())),
         ],
     }
 

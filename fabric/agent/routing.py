@@ -33,11 +33,17 @@ from fabric.plan.routes import Route
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What this host is, read from its kernel: what it is to BGP, routes that are not ours, its MTU."""
+    """What this host is, read from its kernel: what it is to BGP, routes that are not ours, its MTU.
+
+    `links` are all of its links that are not ours, each with its addresses; `routed_before` the families that it
+    forwarded before we made it a router.
+    """
 
     here: Here = field(default_factory=Here)
     foreign_routes: tuple[Route, ...] = ()
     mtu: int = 1500
+    links: Mapping[str, frozenset[Address]] = field(default_factory=dict)
+    routed_before: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

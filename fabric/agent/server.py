@@ -18,15 +18,16 @@ from aiohttp import web
 from bgp.peering import Peering
 from bgp.rib import Prefix
 from fabric.agent import endpoint as endpoints
-from fabric.agent import metrics, peers, report, report_bgp
+from fabric.agent import metrics, peers, report, report_bgp, report_policy
 from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
+from fabric.agent.policing import Policing
 from fabric.agent.report_bgp import Asked
 from fabric.agent.sessions import Sessions
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.config import AGENT_SOCKET
-from fabric.errors import ConfigError, FabricError, NotFound, Taken
+from fabric.errors import ConfigError, DataplaneError, FabricError, NotFound, Taken
 from fabric.plan.routes import Route, RouteKey
 
 log = structlog.get_logger()
@@ -101,8 +102,17 @@ def application(state: State, workloads: Workloads, sessions: Sessions, passes: 
         return _named(await sessions.drain(request.match_info["peer"], drained=False))
 
     async def scrape(_: web.Request) -> web.Response:
-        body = await asyncio.to_thread(metrics.render, copy.copy(state))
+        body = await asyncio.to_thread(metrics.render, copy.copy(state), passes.rules)
         return web.Response(body=body, content_type="text/plain")
+
+    async def policy(request: web.Request) -> web.Response:
+        policing = state.policing
+        try:
+            counters = await passes.counters(policing.composed) if policing else {}
+        except DataplaneError as err:
+            log.warning("counters not read", error=str(err))
+            counters = {}
+        return web.json_response(await asyncio.to_thread(_policy, policing, request, counters))
 
     def held() -> Mapping[RouteKey, Route]:
         return dict(passes.held_routes)
@@ -118,6 +128,7 @@ def application(state: State, workloads: Workloads, sessions: Sessions, passes: 
     post("/v1/bgp/peers/{peer}/reset", reset)
     post("/v1/bgp/peers/{peer}/drain", drain)
     post("/v1/bgp/peers/{peer}/undrain", undrain)
+    get("/v1/policy/endpoint", policy)
     get("/v1/routes", reads(lambda _seen, _: report.routes(held().values())))
     get("/v1/workloads", reads(lambda seen, _: report.workloads(seen)))
     post("/v1/workloads", attach)
@@ -163,6 +174,15 @@ def _prefix(text: str) -> Prefix:
         return ip_network(text)
     except ValueError as err:
         raise ConfigError(f'prefix "{text}": {err}; nothing was looked for') from err
+
+
+def _policy(policing: Policing | None, request: web.Request, counters: report_policy.Counters) -> object:
+    if name := request.query.get("host"):
+        return report_policy.host(policing, name, counters)
+    namespace, _, name = request.query.get("workload", "").rpartition("/")
+    if not name:
+        raise ConfigError("policy: needs workload=NAMESPACE/NAME, or host=NAME; nothing was looked for")
+    return report_policy.workload(policing, namespace or "default", name, counters)
 
 
 def _named(found: Iterable[Peering]) -> web.Response:

@@ -1,63 +1,53 @@
 """Decide which of the cluster's settings hold for this node's agent (Calico's FelixConfiguration). Pure.
 
-Setting by setting: `node.<name>`, else the one whose nodeSelector matches the node, else `default`. Where
-several match, the oldest counts alone.
+Which of several counts is decided in `policy.site`; what policy needs of them goes there by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Literal, TypeAlias
 
 from fabric.agent.snapshot import Snapshot
 from fabric.model.felixconfiguration import ActingSettings, FelixConfiguration
 from fabric.model.fields import seconds
 from fabric.model.node import Node
-from policy import selector
+from policy import site
+from policy.site import first
+
+Backend: TypeAlias = Literal["auto", "nft", "legacy"]
 
 READ_BACK = 90.0  # seconds
+_BACKENDS: Mapping[str, Backend] = {"Auto": "auto", "NFT": "nft", "Legacy": "legacy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`read_back` is in seconds, 0 for never; `forwarding` says whether the host's forwarding is ours to turn on."""
+    """`read_back` is in seconds, 0 for never; `forwarding` says whether the host's forwarding is ours to turn on.
+
+    `backend` is where the rules are kept: "nft", "legacy", or "auto" for what works here.
+    """
 
     read_back: float = READ_BACK
     forwarding: bool = True
     log_severity: str = "Info"
+    backend: Backend = "auto"
 
 
 def settings(snapshot: Snapshot, node: str) -> Settings:
     """Return what holds for `node`."""
-    layers = list(_layers(snapshot, node))
-    refresh = next((s.route_refresh_interval for s in layers if s.route_refresh_interval is not None), None)
-    forwarding = next((s.ip_forwarding for s in layers if s.ip_forwarding is not None), "Enabled")
-    severity = next((s.log_severity_screen for s in layers if s.log_severity_screen is not None), "Info")
+    said = layers(snapshot, node)
+    refresh = first(said, lambda s: s.route_refresh_interval, "")
     return Settings(
-        read_back=READ_BACK if refresh is None else seconds(refresh),
-        forwarding=forwarding == "Enabled",
-        log_severity=severity,
+        read_back=seconds(refresh) if refresh else READ_BACK,
+        forwarding=first(said, lambda s: s.ip_forwarding, "Enabled") == "Enabled",
+        log_severity=first(said, lambda s: s.log_severity_screen, "Info"),
+        backend=_BACKENDS[first(said, lambda s: s.iptables_backend, "Auto")],
     )
 
 
-def _layers(snapshot: Snapshot, node: str) -> Iterator[ActingSettings]:
-    """The settings that apply, the nearest first."""
-    if own := snapshot.get(FelixConfiguration, f"node.{node}"):
-        yield own.spec
+def layers(snapshot: Snapshot, node: str) -> tuple[ActingSettings, ...]:
+    """Return the cluster's settings that apply to `node`, the nearest first."""
     me = snapshot.get(Node, node)
-    matching = [
-        found
-        for found in snapshot.all(FelixConfiguration)
-        if me
-        and found.spec.node_selector
-        and selector.parse(found.spec.node_selector).matches(me.metadata.labels)
-    ]
-    if matching:
-        yield min(matching, key=_age).spec
-    if general := snapshot.get(FelixConfiguration, "default"):
-        yield general.spec
-
-
-def _age(found: FelixConfiguration) -> tuple[datetime, str]:
-    return found.metadata.creation_timestamp or datetime.max.replace(tzinfo=UTC), found.metadata.name
+    return site.layers(node, me.metadata.labels if me else None, snapshot.all(FelixConfiguration))

@@ -33,11 +33,14 @@ from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store import keys
 from fabric.store.kv import Changes, KeyValue, Put, Txn
+from policy.form import Key
+from policy.unread import Unread, left
 
 R = TypeVar("R", bound=Resource)
 
 _PLURAL: Mapping[type[Resource], str] = {kind.cls: kind.plural for kind in kinds.KINDS}
 _PLURALS = frozenset(_PLURAL.values())
+_KINDS: Mapping[str, str] = {kind.plural: kind.name for kind in kinds.KINDS}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Snapshot:
     `resources` are by the plural of their kind. `seen` has the newest revision of each key, `deleted` that of
     each key removed since: it is forgotten once the watch has passed it. `lost` says why the watch is broken,
     "" while it is not; the rest then stands as it was at `lost_at`, seconds of the Unix epoch. `copied` says
-    that it was not read from etcd but from this node's copy on disk.
+    that it was not read from etcd but from this node's copy on disk. `unread` are those of `problems` that policy must
+    know of all the same: what one selects is denied, not left open.
     """
 
     revision: int = 0
@@ -71,6 +75,7 @@ class Snapshot:
     handles: Mapping[str, Handle] = field(default_factory=dict)
     ipam_config: IPAMConfig = field(default_factory=IPAMConfig)
     problems: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, Unread] = field(default_factory=dict)
 
     def all(self, kind: type[R]) -> tuple[R, ...]:
         """Return every resource of one kind."""
@@ -185,6 +190,14 @@ def _closed(unread: Mapping[Prefix, int]) -> dict[Prefix, StoredBlock]:
     }
 
 
+def _unread(item: KeyValue, why: str) -> Unread | None:
+    parsed = keys.parse(item.key)
+    kind = _KINDS.get(parsed.plural) if isinstance(parsed, keys.ResourceKey) else None
+    if kind is None or not isinstance(parsed, keys.ResourceKey):
+        return None
+    return left(Key(kind, parsed.namespace or "", parsed.name), item.value, why)
+
+
 def written(txn: Txn, revision: int) -> Changes:
     """Return what a committed transaction did, as the watch will report it later."""
     return Changes(
@@ -207,6 +220,7 @@ class _Edit:
         self._handles = dict(snapshot.handles)
         self._ipam_config = snapshot.ipam_config
         self._problems = dict(snapshot.problems)
+        self._unread = dict(snapshot.unread)
 
     def newest(self, key: str) -> int:
         return self._seen.get(key) or self._deleted.get(key, 0)
@@ -221,6 +235,8 @@ class _Edit:
             self._read(item)
         except ConfigError as err:
             self._problems[item.key] = str(err)
+            if unread := _unread(item, str(err)):
+                self._unread[item.key] = unread
 
     def _read(self, item: KeyValue) -> None:
         match keys.parse(item.key):
@@ -247,6 +263,7 @@ class _Edit:
         self._seen.pop(key, None)
         self._deleted.pop(key, None)
         self._problems.pop(key, None)
+        self._unread.pop(key, None)
         match keys.parse(key):
             case keys.ResourceKey() as parsed:
                 self._resources.get(parsed.plural, {}).pop(parsed, None)
@@ -271,4 +288,5 @@ class _Edit:
             handles=self._handles,
             ipam_config=self._ipam_config,
             problems=self._problems,
+            unread=self._unread,
         )

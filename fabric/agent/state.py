@@ -12,11 +12,13 @@ from fabric.agent.counts import LastCounts
 from fabric.agent.desired import Desired, desire
 from fabric.agent.md5 import SignatureWatch
 from fabric.agent.passes import Outcome
+from fabric.agent.policing import Policing, policing, with_own
 from fabric.agent.reaction import Reaction
 from fabric.agent.ribs import Ribs
 from fabric.agent.routing import Host, Routing, routing
 from fabric.agent.snapshot import Snapshot, fold, written
 from fabric.model.node import Node
+from fabric.plan.tables import Version
 from fabric.store.kv import Txn
 
 NO_REQUIRED_SESSION = "no required session is Established"
@@ -27,12 +29,14 @@ class State:
     """What this node knows, and what it last made of it.
 
     `fault` is why the last pass could not be completed, "" where it was; `copy_problem` why there is no copy
-    of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node.
+    of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node; `filter_problem` what
+    is wrong with the host's packet filters.
 
     `snapshot`, `ribs` and `host` change through `update`, which wakes the pass loop and everyone who waits in
     `until`; what the pass loop itself reads of the host needs no waking. `secrets` has those of `secret_refs` that
     are there. `carriers` is what was heard of links since the host was last read; `hurried` says that the next pass
-    cannot wait for that.
+    cannot wait for that; `edited` are the families whose rules others have changed since they were last read;
+    `policy_changed` says that live connections are to be judged by what is in force now.
     """
 
     node: str
@@ -42,19 +46,25 @@ class State:
     secret_refs: frozenset[tuple[str, str]] = frozenset()
     secrets: Mapping[tuple[str, str], str] = field(default_factory=dict, repr=False)
     routing: Routing = field(default_factory=Routing)
+    policing: Policing | None = None
     desired: Desired = field(default_factory=Desired)
     outcome: Outcome = field(default_factory=Outcome)
     fault: str = ""
     copy_problem: str = ""
     upkeep_problems: tuple[str, ...] = ()
+    filter_problem: str = ""
     passes: int = 0
+    cuts: int = 0
     reaction: Reaction = field(default_factory=Reaction)
     counts: LastCounts = field(default_factory=LastCounts)
     signatures: SignatureWatch = field(default_factory=SignatureWatch)
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     carriers: dict[str, bool] = field(default_factory=dict)
     hurried: bool = False
+    edited: set[Version] = field(default_factory=set)
+    policy_changed: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _policing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def update(
         self, *, snapshot: Snapshot | None = None, ribs: Ribs | None = None, host: Host | None = None
@@ -71,8 +81,17 @@ class State:
         self.update(snapshot=fold(self.snapshot, written(txn, revision), watched=False))
 
     def compute(self) -> Desired:
-        """Return what the node should have now, with its part in BGP as it was last worked out; and remember it."""
-        self.desired = desire(self.node, self.snapshot, self.host, self.routing, self.desired.adj_ribs_out)
+        """Return what the node should have now, and remember it.
+
+        Its part in BGP and its policy are as they were last worked out, but for its own workloads, whose policy must
+        be there before they are.
+        """
+        if self.policing:
+            self.policing = with_own(self.node, self.snapshot, self.policing)
+        policy = self.policing.composed if self.policing else None
+        self.desired = desire(
+            self.node, self.snapshot, self.host, self.routing, self.desired.adj_ribs_out, policy
+        )
         return self.desired
 
     async def route(self) -> None:
@@ -86,6 +105,20 @@ class State:
         self.routing = await asyncio.to_thread(
             routing, self.node, self.snapshot, self.ribs, host, self.routing
         )
+
+    async def police(self, *, tidy: bool = False) -> None:
+        """Work out this node's policy anew, in a thread: many policies take long, and attaches go on meanwhile."""
+        async with self._policing:
+            made = await asyncio.to_thread(
+                policing, self.node, self.snapshot, self.host, self.policing, tidy=tidy
+            )
+            # What was attached meanwhile is in force: who asks before the next pass must not take it for a stranger.
+            self.policing = with_own(self.node, self.snapshot, made)
+
+    def judged(self, cut: int) -> None:
+        """Note that live connections are as policy has them, for which so many were cut."""
+        self.cuts += cut
+        self._notify()
 
     def passed(self, outcome: Outcome) -> None:
         """Note a whole pass."""
@@ -119,6 +152,14 @@ class State:
         seen = (self.ribs.sessions.get(p.spec.peer) for p in peerings.peerings if p.required)
         up = any(status and status.state is SessionState.ESTABLISHED for status in seen)
         return up or not peerings.required
+
+    @property
+    def policy_problems(self) -> Mapping[str, str]:
+        """What of the policy could not be compiled, by object, and why; what could not be read is told apart."""
+        if not self.policing:
+            return {}
+        unread = {str(one.key) for one in self.policing.resources.unread}
+        return {name: why for name, why in self.policing.world.problems.items() if name not in unread}
 
     @property
     def registered(self) -> bool:

@@ -57,7 +57,7 @@ class Workloads:
         self._kernel: Turns[WorkloadEndpoint, DataplaneError | None] = Turns(self._bring_in)
 
     async def attach(self, request: Request) -> WorkloadEndpoint:
-        """Return the endpoint once its link, route and neighbour entries are in.
+        """Return the endpoint once its policy is in force, and its link, route and neighbour entries are in.
 
         The same request again returns the same endpoint. When the kernel refuses, the allocation is
         undone and the error says so.
@@ -73,8 +73,10 @@ class Workloads:
         endpoints.check(request)
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
-        stored = await self._store.ask(request)
-        if refused := await self._kernel.ask(stored.endpoint):
+        with self._passes.awaited():
+            stored = await self._store.ask(request)
+            refused = await self._kernel.ask(stored.endpoint)
+        if refused:
             if not stored.fresh:
                 raise DataplaneError(
                     f"{request}: {refused.what}",
@@ -94,7 +96,8 @@ class Workloads:
         """
         removal = Removal(name, namespace)
         self._require_sync(removal)
-        return (await self._store.ask(removal)).endpoint
+        with self._passes.awaited():
+            return (await self._store.ask(removal)).endpoint
 
     def _require_sync(self, question: Question) -> None:
         snapshot = self._state.snapshot
@@ -204,11 +207,15 @@ class Workloads:
             frozenset().union(*(s.links for s in scopes)), frozenset().union(*(s.prefixes for s in scopes))
         )
         try:
+            if self._state.policing is None:
+                await self._state.police()
             outcome = await self._passes.run(self._state.compute, scope=scope)
         except DataplaneError as err:  # the kernel could not even be read
             for asked in asking:
                 asked.give(err)
             return
+        if outcome.policy_changed:
+            self._state.policy_changed.set()  # what an earlier holder of its address had begun is not its own
         log_done(outcome)
         for asked, own in zip(asking, scopes, strict=True):
             asked.give(next((err for op, err in outcome.refused.items() if own.has(op)), None))

@@ -6,11 +6,13 @@ routers hear a withdrawal instead of losing a peer. What it could not remove is 
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fabric import config as configuration
 from fabric.api import client
@@ -33,17 +35,22 @@ from fabric.ipam.records import Affinity, Handle, affinity_from_json, handle_fro
 from fabric.ipam.types import Prefix
 from fabric.ipam.view import Change, Stored, View, after
 from fabric.kernel import sysctls
+from fabric.kernel.conntrack import NetlinkConntrack
+from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
+from fabric.kernel.tables import BACKENDS, KernelTables
 from fabric.model.bgp import BGPPeer
 from fabric.model.kinds import lookup
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import resources, supervise
 from fabric.ops.join import ID_ANNOTATION
 from fabric.plan.endpoints import is_handle_of
+from fabric.plan.tables import VERSIONS, clear
 from fabric.store import cache, cluster, ipam, keys
 from fabric.store.cache import Journal
 from fabric.store.kv import Delete, KeyValueStore, Txn
+from policy.marks import CUT
 
 ATTEMPTS = 10  # rounds without progress, each on a listing of its own
 TOGETHER = 100  # addresses freed in one transaction: etcd takes 128 operations
@@ -75,7 +82,7 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
     _wait_withdrawn()
     if supervise.stop():
         lines.append("processes: stopped")
-    lines += await _sweep()
+    lines += await sweep(configuration.SYSCTLS)
     # The configuration last: without it there is nothing to leave, and this could not be run again.
     for path in (configuration.CACHE, configuration.NODE_ID, configuration.CONFIG):
         path.unlink(missing_ok=True)
@@ -237,8 +244,12 @@ def _wait_withdrawn() -> None:
         time.sleep(POLL)
 
 
-async def _sweep() -> list[str]:
-    """Remove what is ours from the kernel and put the sysctls back."""
+async def sweep(record: Path) -> list[str]:
+    """Remove what is ours from the kernel, policy last of all, and put back the sysctls that `record` has.
+
+    Raises:
+        FabricError: with what the kernel would not let go, a line each; the rest is gone.
+    """
     lines, refused = [], []
     with NetlinkFib() as fib:
         for route in await fib.owned_routes():
@@ -254,7 +265,42 @@ async def _sweep() -> list[str]:
         lines += [f"link {name}: removed" for name in names]
     except DataplaneError as err:
         refused.append(str(err))
-    lines += [f"sysctl {name}: put back" for name in await sysctls.restore(configuration.SYSCTLS)]
+    try:
+        # Before the rules go, which say what this host forwards.
+        lines += [f"sysctl {name}: put back" for name in await sysctls.restore(record)]
+    except DataplaneError as err:
+        refused.append(str(err))
+    for backend in BACKENDS:
+        try:
+            lines += await _sweep_rules(KernelTables(backend))
+        except DataplaneError as err:
+            if err.code != errno.ENOENT:  # where there is no such tool, nothing was made by it
+                refused.append(str(err))
+    with NetlinkIPSets() as sets, NetlinkConntrack() as conntrack:
+        for name in await sets.owned():
+            try:
+                await sets.destroy(name)
+                lines.append(f"ipset {name}: removed")
+            except DataplaneError as err:
+                refused.append(str(err))
+        try:
+            # Nobody asks for it any more; an agent that comes back must not find connections cut that it allows.
+            await conntrack.set_mark(await conntrack.flows(frozenset(), CUT), 0, CUT)
+        except DataplaneError as err:
+            refused.append(str(err))
     if refused:
         raise FabricError("left over on this host:\n  " + "\n  ".join(refused))
     return lines
+
+
+async def _sweep_rules(tables: KernelTables) -> list[str]:
+    """Remove our chains and jumps from one backend; others' rules stay."""
+    found = [
+        place
+        for version in VERSIONS
+        for place, chain in (await tables.read(version)).chains.items()
+        if any(chain.marks) or place.is_ours
+    ]
+    await clear(tables)
+    chains = {place for place in found if place.is_ours}
+    return [f"rules of {tables.backend}: {len(chains)} chains removed"] if found else []

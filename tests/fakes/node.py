@@ -14,6 +14,7 @@ from fabric.agent.endpoint import Request
 from fabric.agent.passes import Passes
 from fabric.agent.ribs import Ribs
 from fabric.agent.routing import Routing, routing
+from fabric.agent.rules import Rules
 from fabric.agent.sessions import Sessions
 from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
@@ -28,7 +29,9 @@ from fabric.store.cache import Journal, Origin
 from fabric.store.kv import Changes, Put, Txn
 from tests.fakes.etcd import FakeEtcd
 from tests.fakes.fib import FakeFib
+from tests.fakes.ipsets import FakeIPSets
 from tests.fakes.links import FakeLinks
+from tests.fakes.tables import FakeTables
 
 NO_COPY = Path("/proc/no-copy")
 
@@ -86,7 +89,8 @@ class FakeNode:
     def __init__(self, name: str, kv: FakeEtcd, copy: Path = NO_COPY) -> None:
         self.kv, self.fib = kv, FakeFib()
         self.links = RoutedLinks(self.fib)
-        self.passes = Passes(self.links, self.fib)
+        self.sets, self.tables = FakeIPSets(), FakeTables()
+        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables))
         ribs = Ribs(connected=True, settled=True)  # it has no peers
         self.state = State(name, ribs=ribs, routing=Routing(ribs))
         self.workloads = Workloads(self.state, kv, self.passes)

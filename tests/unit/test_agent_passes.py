@@ -7,13 +7,22 @@ from ipaddress import ip_network
 from itertools import permutations
 
 import pytest
+from structlog.testing import capture_logs
 
+from fabric.agent.compose import compose
 from fabric.agent.desired import Desired
-from fabric.agent.passes import AT_ONCE, ROUTES_AT_ONCE, Outcome, Passes, Scope
+from fabric.agent.passes import AT_ONCE, ROUTES_AT_ONCE, GapLog, Outcome, Passes, Scope
+from fabric.agent.rules import Gap, Restore, Rules
+from fabric.errors import DataplaneError
+from fabric.plan.ipsets import Destroy
 from fabric.plan.links import Create, Remove, Veth
 from fabric.plan.routes import NextHop, Replace, Route, RouteKey
+from fabric.plan.tables import Version
+from policy.form import IPSet, Line, Rendered
 from tests.fakes.fib import FakeFib
+from tests.fakes.ipsets import FakeIPSets
 from tests.fakes.node import RoutedLinks
+from tests.fakes.tables import FakeTables
 
 
 def veth(number: int) -> Veth:
@@ -43,12 +52,21 @@ class Kernel:
     def __init__(self) -> None:
         self.fib = FakeFib()
         self.links: RoutedLinks = RoutedLinks(self.fib)
-        self.passes = Passes(self.links, self.fib)
+        self.sets, self.tables = FakeIPSets(), FakeTables()
+        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables))
 
     async def run(
-        self, goal: Desired, *, in_sync: bool = True, read_back: bool = False, scope: Scope | None = None
+        self,
+        goal: Desired,
+        *,
+        in_sync: bool = True,
+        read_back: bool = False,
+        edited: frozenset[Version] = frozenset(),
+        scope: Scope | None = None,
     ) -> Outcome:
-        return await self.passes.run(lambda: replace(goal, settled=in_sync), read_back=read_back, scope=scope)
+        return await self.passes.run(
+            lambda: replace(goal, settled=in_sync), read_back=read_back, edited=edited, scope=scope
+        )
 
     def is_at(self, goal: Desired) -> bool:
         return self.links.links.keys() == goal.links.keys() and self.fib.routes == goal.routes
@@ -108,7 +126,7 @@ async def test_a_restarted_agent_knows_its_own_without_memory() -> None:
     await before.run(BOTH)
     after = Kernel()
     after.fib, after.links = before.fib, before.links
-    after.passes = Passes(before.links, before.fib)
+    after.passes = Passes(before.links, before.fib, Rules(FakeIPSets(), FakeTables()))
     assert await after.run(BOTH) == Outcome()
     await after.run(A)
     assert after.is_at(A)
@@ -149,6 +167,100 @@ class SlowLinks(RoutedLinks):
         await super().create(link)
 
 
+def policed(desired: Desired, lines: str = "-j DROP") -> Desired:
+    chains = {("filter", "fab-x"): (Line(lines),)}
+    sets = {"fab4-s": IPSet("hash:net", 4, frozenset({"10.0.0.1"}))}
+    return replace(desired, whole=True, policy=compose([Rendered(4, chains, {}, {}, sets)]))
+
+
+async def test_policy_comes_before_links_and_routes() -> None:
+    kernel = Kernel()
+    outcome = await kernel.run(policed(A))
+    kinds = [type(op).__name__ for op in outcome.done]
+    assert kinds == ["Create", "Restore", "Create", "Replace", "Replace"]
+    assert outcome.policy_changed
+    again = await kernel.run(policed(A), read_back=True)
+    assert (again, again.policy_changed) == (Outcome(), False)
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+async def test_no_link_is_made_that_policy_does_not_stand_before(scoped: bool) -> None:
+    scope = Scope(frozenset({veth(2).name}), frozenset({to(veth(2)).key.prefix})) if scoped else None
+    kernel = Kernel()
+    await kernel.run(policed(A))
+    kernel.tables.refuse = errno.EBUSY
+    outcome = await kernel.run(policed(BOTH, "-j ACCEPT"), scope=scope)
+    assert kernel.is_at(A)  # what was there stays
+    assert {type(op) for op in outcome.refused} == {Restore, Create, Replace}
+    assert {err.code for err in outcome.refused.values()} == {errno.EBUSY}
+    if scope:  # it answers for all of it, also where another's links were made
+        assert all(scope.has(op) for op in outcome.refused)
+    await kernel.run(policed(BOTH, "-j ACCEPT"))
+    assert kernel.is_at(BOTH)
+
+
+async def test_a_set_of_old_that_a_rule_of_others_goes_by_holds_up_nobody() -> None:
+    scope = Scope(frozenset({veth(2).name}), frozenset({to(veth(2)).key.prefix}))
+    kernel = Kernel()
+    old = IPSet("hash:net", 4, frozenset({"10.0.0.7"}))
+    await kernel.run(replace(A, whole=True, policy=compose([Rendered(4, {}, {}, {}, {"fab4-old": old})])))
+    kernel.sets.in_use.add("fab4-old")
+    outcome = await kernel.run(policed(BOTH), scope=scope)
+    assert list(outcome.refused) == [Destroy("fab4-old")]
+    assert not any(scope.has(op) for op in outcome.refused)
+    assert kernel.is_at(BOTH)
+    kernel.sets.in_use.clear()
+    assert (await kernel.run(policed(BOTH))).done == (Destroy("fab4-old"),)
+
+
+async def test_what_others_changed_in_the_rules_is_put_back_without_reading_all() -> None:
+    kernel, desired = Kernel(), policed(A)
+    await kernel.run(desired)
+    await kernel.links.remove([veth(1).name])  # of which nobody tells
+    kernel.tables.others(4, "*filter\n:fab-x - [0:0]\nCOMMIT\n")
+    outcome = await kernel.run(desired, edited=frozenset({4}))
+    assert [gap.name for gap in outcome.gaps] == ["filter fab-x (IPv4)"]
+    assert [type(op) for op in outcome.done] == [Restore]
+
+
+def test_a_war_for_one_place_is_told_once_a_minute_and_what_else_was_changed_at_once() -> None:
+    hook, chain = Gap("rules", "filter FORWARD (IPv4)", "gone"), Gap("rules", "filter fab-x (IPv4)", "gone")
+    told = GapLog()
+    with capture_logs() as logged:
+        for now, gaps in (
+            (0.0, [hook]),
+            (0.5, [hook]),
+            (1.0, [hook, chain]),
+            (59.0, [hook, chain]),
+            (60.0, [hook]),
+        ):
+            told.tell(gaps, now)
+    whats = [line["what"] for line in logged]
+    assert whats == [f"{hook.name}: gone", f"{chain.name}: gone", f"{hook.name}: gone"]
+
+
+async def test_passes_wait_for_the_choice_of_a_backend() -> None:
+    kernel, tables = Kernel(), FakeTables()
+    passes = Passes(kernel.links, kernel.fib, Rules(FakeIPSets()))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(passes.run(lambda: policed(A)))
+        await asyncio.sleep(0)
+        assert not running.done()
+        await passes.use(tables)
+    assert tables.rules[4]
+
+
+async def test_without_a_backend_nothing_becomes_reachable_and_nobody_waits_for_ever() -> None:
+    fib = FakeFib()
+    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets()))
+    passes.lack(DataplaneError("choose a backend of iptables", errno.ENOTSUP))
+    outcome = await passes.run(lambda: policed(A))
+    assert {err.code for err in outcome.refused.values()} == {errno.ENOTSUP}
+    assert fib.routes.keys() == goal().routes.keys()
+    await passes.use(FakeTables())
+    assert not (await passes.run(lambda: policed(A))).refused
+
+
 async def test_a_long_pass_asks_a_refused_link_once() -> None:
     kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
     kernel.links.gone = {veth(n).netns for n in range(1, 2 * AT_ONCE)}
@@ -160,7 +272,7 @@ async def test_a_long_pass_asks_a_refused_link_once() -> None:
 async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> None:
     kernel, now = Kernel(), [A]
     slow = kernel.links = SlowLinks(kernel.fib)
-    passes = Passes(slow, kernel.fib)
+    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()))
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         for _ in range(2):
             tasks.create_task(passes.run(lambda: now[0]))
@@ -173,7 +285,7 @@ async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> No
 async def test_an_attach_waits_for_a_few_links_of_a_long_pass_and_not_for_all() -> None:
     kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
     slow = kernel.links = SlowLinks(kernel.fib)
-    passes = Passes(slow, kernel.fib)
+    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()))
     mine = veth(3 * AT_ONCE - 1)
     scope = Scope(frozenset({mine.name}), frozenset({to(mine).key.prefix}))
     ended: list[Outcome] = []
@@ -208,7 +320,7 @@ class YieldingFib(FakeFib):
 
 async def test_an_attach_waits_for_a_part_of_a_large_table_and_not_for_all() -> None:
     fib, mine = YieldingFib(), veth(1)
-    passes = Passes(RoutedLinks(fib), fib)
+    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets(), FakeTables()))
     table = [
         Route(RouteKey(ip_network((0x0B000000 + (n << 8), 24))), frozenset(), blackhole=True)
         for n in range(2 * ROUTES_AT_ONCE + 1)

@@ -22,6 +22,7 @@ from fabric.api import client
 from fabric.errors import (
     AgentError,
     ConfigError,
+    DataplaneError,
     Exhausted,
     FabricError,
     NotFound,
@@ -30,9 +31,11 @@ from fabric.errors import (
     Taken,
 )
 from fabric.plan.links import host_name
+from fabric.plan.tables import Held, Version
 from fabric.store import keys
 from fabric.store.kv import Delete, Txn
 from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, running, worked_out
+from tests.fakes.tables import FakeTables
 from tests.unit.test_agent_sessions import A, B, peer
 
 REMOTE = ip_network("10.0.9.0/26")
@@ -209,6 +212,40 @@ async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
         text = await asyncio.to_thread(client.fetch, "GET", "/metrics", at=served.socket)
         assert "fabricctl_workloads 1.0" in text
         assert 'fabricctl_block_addresses_held{block="10.0.0.0/28"} 1.0' in text
+        assert 'fabricctl_policy_restores_total{family="ipv4"} 1.0' in text
+        assert 'fabricctl_policy_gaps_total{part="rules"} 0.0' in text
+        assert "fabricctl_policy_cuts_total 0.0" in text
+
+
+async def test_the_policy_of_an_endpoint_is_told_with_what_the_kernel_counted(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await served.attach(name="web", address="10.0.0.5")
+        told = await served.call("GET", "/v1/policy/endpoint?workload=default%2Fweb")
+        assert (told["node"], told["addresses"]) == ("n1", ["10.0.0.5"])
+        assert [layer["what"] for layer in told["ingress"]] == ["profile", "no-profile"]
+        assert told["egress"][0]["rules"] == [
+            {"rule": 0, "action": "Allow", "match": "everything", "packets": 0, "bytes": 0}
+        ]
+        for query, wrong in (
+            ("workload=default%2Fdb", NotFound),
+            ("host=eth0", NotFound),
+            ("", ConfigError),
+        ):
+            with pytest.raises(wrong):
+                await served.call("GET", f"/v1/policy/endpoint?{query}")
+
+
+class UnreadableTables(FakeTables):
+    async def read(self, version: Version) -> Held:
+        raise DataplaneError(f"read the tables of IPv{version}", errno.EBUSY)
+
+
+async def test_where_the_kernel_cannot_be_asked_there_are_no_counters(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        await served.attach(name="web")
+        served.node.passes.rules.use(UnreadableTables())
+        told = await served.call("GET", "/v1/policy/endpoint?workload=default%2Fweb")
+        assert told["egress"][-1]["end"] == {"action": "Deny", "packets": None, "bytes": None}
 
 
 @pytest.mark.parametrize(

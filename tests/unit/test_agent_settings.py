@@ -42,6 +42,11 @@ ELSEWHERE = felix("rack-b", nodeSelector="rack == 'b'", routeRefreshInterval="1s
         pytest.param([DEFAULT, RACK, MINE], Settings(120.0, False, "Debug"), id="the node's own before all"),
         pytest.param([DEFAULT, RACK, OLDER], Settings(30.0, True, "Error"), id="of two the oldest alone"),
         pytest.param([felix("default", routeRefreshInterval="0")], Settings(0.0), id="never"),
+        pytest.param(
+            [felix("default", iptablesBackend="nft"), felix("node.n1", iptablesBackend="LEGACY")],
+            Settings(backend="legacy"),
+            id="a backend",
+        ),
     ],
 )
 def test_settings(stored: list[FelixConfiguration], want: Settings) -> None:

@@ -29,6 +29,7 @@ from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan.links import host_name
 from fabric.plan.routes import NextHop, Route, RouteKey
+from fabric.plan.tables import Place
 from fabric.store import keys
 from fabric.store.kv import Delete, Put, Txn
 from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, request, running
@@ -162,19 +163,48 @@ async def test_detach_releases_the_address_and_takes_link_and_route_away() -> No
             await node.workloads.detach("default", "web")
 
 
-@pytest.mark.parametrize("what", ["link", "route"])
+@pytest.mark.parametrize("what", ["link", "route", "rules", "ipset"])
 async def test_when_the_kernel_refuses_everything_is_undone(what: str) -> None:
     async with running(await etcd()) as node:
-        if what == "link":
-            node.links.refuse[WEB] = errno.EPERM
-        else:
-            node.fib.refuse[RouteKey(ip_network("10.0.0.77/32"))] = errno.EPERM
+        match what:
+            case "link":
+                node.links.refuse[WEB] = errno.EPERM
+            case "route":
+                node.fib.refuse[RouteKey(ip_network("10.0.0.77/32"))] = errno.EPERM
+            case "rules":
+                node.tables.refuse = errno.EPERM
+            case "ipset":
+                node.sets.refuse["fab4-own"] = errno.EPERM
         with pytest.raises(DataplaneError, match=r"default/web: .*EPERM.*nothing was attached") as caught:
             await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
         assert caught.value.code == errno.EPERM
         await nothing_is_attached(node)
         await node.workloads.attach(request("web"))
         assert node.links.links.keys() == {WEB}
+
+
+async def test_policy_is_in_force_before_the_answer() -> None:
+    async with running(await etcd()) as node:
+        endpoint = await node.workloads.attach(request("web"))
+        [prefix] = endpoint.spec.ip_networks
+        assert node.sets.sets["fab4-own"].ipset.members == {f"{prefix.network_address},{WEB}"}
+        assert Place("filter", "fab-FORWARD") in node.tables.rules[4]
+        await node.workloads.detach("default", "web")
+        assert node.sets.sets["fab4-own"].ipset.members == set()
+
+
+async def test_a_workload_that_comes_while_policy_is_worked_out_is_in_what_comes_of_it() -> None:
+    async with running(await etcd()) as node:
+        await node.workloads.attach(request("web"))
+        seen = node.state.snapshot
+        await node.workloads.attach(request("db", 1))
+        came, node.state.snapshot = node.state.snapshot, seen
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(node.state.police())
+            await asyncio.sleep(0)  # it is under way, by what was known then
+            node.state.snapshot = came
+        assert node.state.policing
+        assert len(node.state.policing.world.local("n1")) == 2
 
 
 async def test_an_interface_that_is_there_already_is_refused_and_undone() -> None:

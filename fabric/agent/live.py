@@ -1,0 +1,64 @@
+"""Cut the live connections that policy denies by now, and no others: after each pass that changed it, and at the start.
+
+Which ones is decided by `policy.cut`. Rules let through what is established, so these carry a mark that is asked for
+before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import structlog
+
+from fabric.agent.state import State
+from fabric.errors import DataplaneError
+from fabric.kernel.threads import in_thread
+from policy import cut
+from policy.flows import Conntrack
+from policy.marks import CUT
+
+log = structlog.get_logger()
+
+GATHER = 0.05  # seconds that changes may gather; an attach is answered meanwhile
+REST = 2.0  # a look waits as many times as long as the last one took, but
+LONGEST_REST = 0.5  # seconds at most: what is denied is cut within one
+RETRY = 1.0  # seconds before one that the kernel refused is tried again, doubling up to LONGEST_RETRY
+LONGEST_RETRY = 10.0
+
+
+async def judge(state: State, conntrack: Conntrack, *, first_retry: float = RETRY) -> None:
+    """Judge all connections whenever policy changed, for ever; what the kernel refuses is told once."""
+    loop = asyncio.get_running_loop()
+    retry, told = first_retry, ""
+    while True:
+        await state.policy_changed.wait()
+        await asyncio.sleep(GATHER)
+        state.policy_changed.clear()
+        started = loop.time()
+        try:
+            await judge_once(state, conntrack)
+            retry, told = first_retry, ""
+        except DataplaneError as err:
+            # Without the entry: which one was refused is another each time.
+            if (refused := f"{err.code} {err.hint}") != told:
+                log.warning("live connections not judged by the new policy yet; retrying", error=str(err))
+            told = refused
+            state.policy_changed.set()
+            await asyncio.sleep(retry)
+            retry = min(2 * retry, LONGEST_RETRY)
+        await asyncio.sleep(min(REST * (loop.time() - started), LONGEST_REST))
+
+
+async def judge_once(state: State, conntrack: Conntrack) -> None:
+    """Mark what is denied now, and take the mark from what is no more."""
+    if not (policing := state.policing):
+        return
+    site = policing.sites[4]  # the links in it have the addresses of both families
+    flows = await conntrack.flows(cut.local(policing.world, site), CUT)
+    change = await in_thread(partial(cut.cut, policing.world, site, flows))
+    await conntrack.set_mark(change.mark, CUT, CUT)
+    await conntrack.set_mark(change.clear, 0, CUT)
+    state.judged(len(change.mark))
+    if change.mark or change.clear:
+        log.info("live connections", cut=len(change.mark), allowed_again=len(change.clear))

@@ -1,0 +1,65 @@
+"""What a node that leaves takes out of a real kernel, and that what is refused holds up nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fabric.errors import FabricError
+from fabric.ops.leave import sweep
+from tests.contract.netns import Namespace
+
+RULES = "*filter\n:fab-x - [0:0]\n-A fab-x -m comment --comment fab:{0} -j DROP\n"
+HOOK = "-A FORWARD -m comment --comment fab:{0} -j fab-x\n-A FORWARD -p tcp -j ACCEPT\nCOMMIT\n"
+NO_RECORD = Path("/proc/no-record")
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    with Namespace() as space:
+        yield space
+
+
+def saved(host: Namespace) -> set[str]:
+    texts = [host.command(f"iptables-{backend}-save") for backend in ("nft", "legacy")]
+    return {line for text in texts for line in text.splitlines() if line.startswith(("-A", ":fab"))}
+
+
+def test_rules_of_both_backends_and_sets_go_and_others_stay(host: Namespace) -> None:
+    for backend in ("nft", "legacy"):
+        text = (RULES + HOOK).format("0123456789abcdef")
+        host.command("sh", "-c", f"printf '%s' '{text}' | iptables-{backend}-restore --noflush")
+    for name in ("fab4-a", "others"):
+        host.command("ipset", "create", name, "hash:net")
+    lines = host.run(sweep(NO_RECORD))
+    assert saved(host) == {"-A FORWARD -p tcp -j ACCEPT"}
+    assert host.command("ipset", "list", "-n").split() == ["others"]
+    assert lines == [
+        "rules of nft: 1 chains removed",
+        "rules of legacy: 1 chains removed",
+        "ipset fab4-a: removed",
+    ]
+    assert host.run(sweep(NO_RECORD)) == []
+
+
+def test_a_set_that_a_rule_of_others_goes_by_is_named_and_the_rest_goes(host: Namespace) -> None:
+    for name in ("fab4-a", "fab4-b", "fab4-c"):
+        host.command("ipset", "create", name, "hash:net")
+    rule = ("INPUT", "-m", "set", "--match-set", "fab4-a", "src", "-j", "ACCEPT")
+    host.command("iptables", "-A", *rule)
+    with pytest.raises(FabricError, match=r"left over on this host:\n.*fab4-a.*a rule goes by it"):
+        host.run(sweep(NO_RECORD))
+    assert host.command("ipset", "list", "-n").split() == ["fab4-a"]
+    host.command("iptables", "-D", *rule)
+    assert host.run(sweep(NO_RECORD)) == ["ipset fab4-a: removed"]
+
+
+def test_a_sysctl_that_cannot_be_put_back_holds_up_nothing_else(host: Namespace, tmp_path: Path) -> None:
+    record = tmp_path / "sysctls.json"
+    record.write_text('{"net.ipv4.no_such_thing": {"before": "0", "set": "1"}}')
+    host.command("ipset", "create", "fab4-a", "hash:net")
+    with pytest.raises(FabricError, match=r"left over on this host:\n.*no_such_thing.*ENOENT"):
+        host.run(sweep(record))
+    assert host.command("ipset", "list", "-n") == ""
