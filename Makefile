@@ -12,7 +12,7 @@ APT := python3 python3-venv python3-dev gcc iproute2 iptables ipset nftables con
 	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins groff-base \
 	graphviz gobgpd iperf3
 
-.PHONY: help setup demo test check bench man fmt clean
+.PHONY: help setup demo test check bench fuzz man fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,7 +27,7 @@ setup: .venv/.ready ## install what is missing: Debian packages, then .venv
 	@$(BIN)/python -m pip install --quiet -e '.[dev,plots]'
 	@touch $@
 
-demo: setup ## two racks, each with two real ToRs: reach, cut a link, kill a ToR, measure
+demo: setup ## two racks, each with two real ToRs: reach, cut a link, kill a ToR, measure; a policy
 	@$(BIN)/python -m tests.demo
 
 test: setup ## all tests, ring by ring
@@ -45,6 +45,12 @@ bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.parallel
 	@$(BIN)/python -m tests.bench.labs
 	@$(BIN)/python -m tests.bench.bgp
+	@$(BIN)/python -m tests.bench.policy
+
+fuzz: setup ## random policies and packets, evaluator against kernel, FUZZ_SECONDS long; FUZZ_SEED repeats a run
+	@export FUZZ_SEED="$${FUZZ_SEED:-$$RANDOM$$RANDOM}" FUZZ_SECONDS="$${FUZZ_SECONDS:-300}"; \
+	echo "fuzz: FUZZ_SEED=$$FUZZ_SEED, $$FUZZ_SECONDS s"; \
+	$(BIN)/pytest -q -n 2 --timeout 0 -k agree tests/contract/test_policy_kernel.py
 
 man: setup ## the man page, build/fabricctl.1, from the help texts
 	@mkdir -p build

@@ -1,7 +1,8 @@
 """Show the main job on real routers, by the public commands: two racks with two ToRs each come up, everybody reaches
-everybody, a link is cut and a ToR dies, and each time the loss is measured.
+everybody, a link is cut and a ToR dies, and each time the loss is measured; then a policy refuses a probe.
 
-Exit status 0 only if everything was reached, before and after. What came up goes down at the end, on Ctrl-C too.
+Exit status 0 only if everything was reached, before and after, but for that probe. What came up goes down at the end,
+on Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 FILE = "containerlab/two-racks.clab.yml"
 REPORTS = Path("build/demo")
 RUNS = 3  # attempts at a valid measurement
+DB = "10.77.3.1"
 FABRICCTL = [sys.executable, "-c", "from fabric.cli.main import program; program()"]
 
 _started = time.monotonic()
@@ -51,8 +53,8 @@ class Commands:
         if first and self.process:
             self.process.send_signal(signal.SIGINT)
 
-    def lab(self, command: str, *arguments: str | Path) -> None:
-        """Run `fabricctl lab COMMAND FILE ARGUMENTS`."""
+    def lab(self, command: str, *arguments: str | Path, expect: int = 0) -> None:
+        """Run `fabricctl lab COMMAND FILE ARGUMENTS`; its exit status is to be `expect`."""
         argv = ["lab", command, FILE, *map(str, arguments)]
         print(f"\n$ fabricctl {shlex.join(argv)}", flush=True)
         # In a session of its own: the terminal's Ctrl-C is for us.
@@ -63,7 +65,7 @@ class Commands:
         self.process = None
         if self.interrupted:
             raise Interrupted
-        if status:
+        if status != expect:
             raise Failed(f"fabricctl lab {command}: exit status {status}")
 
 
@@ -90,6 +92,20 @@ def show(lab: Callable[..., None]) -> None:
     lab("exec", "tor2", "--", "birdc", "show", "route")
 
 
+def police(lab: Callable[..., None]) -> None:
+    """Show a probe that is answered, that a policy refuses, and which rule of it that is."""
+    probe = ("fabricctl", "workload", "exec", "web", "--", "ping", "-c", "2", "-W", "1", DB)
+    heading("A policy: db is for api alone")
+    lab("exec", "node1", "--", *probe)
+    lab("exec", "node1", "--", "cat", "/root/policy.yml")
+    lab("exec", "node1", "--", "fabricctl", "apply", "-f", "/root/policy.yml")
+    lab("exec", "node1", "--", "sh", "-c", f"while {shlex.join(probe)} >/dev/null; do sleep 0.1; done")
+    lab("exec", "node1", "--", *probe, expect=1)
+    lab("exec", "node1", "--", "fabricctl", "policy", "trace", "web", "db", "icmp", expect=1)
+    lab("exec", "node2", "--", "fabricctl", "policy", "trace", "api", "db", "icmp")
+    lab("exec", "node3", "--", "fabricctl", "policy", "show", "db")
+
+
 def demonstrate(lab: Callable[..., None]) -> None:
     heading("Two racks, each with two ToRs (FRR and BIRD), below a spine: the nodes join and attach")
     lab("up")
@@ -105,6 +121,7 @@ def demonstrate(lab: Callable[..., None]) -> None:
     lab("restore")
     heading("And is all as it was?")
     lab("verify")
+    police(lab)
 
 
 def main() -> int:

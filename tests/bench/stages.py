@@ -13,32 +13,40 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fabric import logs
 from fabric.agent import server
+from fabric.agent.compose import Composed
 from fabric.agent.desired import Desired
 from fabric.agent.endpoint import Request
 from fabric.agent.host import read_host
 from fabric.agent.passes import Passes
+from fabric.agent.rules import Op, Rules
 from fabric.agent.sessions import Sessions
 from fabric.agent.snapshot import fold
 from fabric.agent.speaker import SpeakerLink
 from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.api import client
+from fabric.errors import DataplaneError
+from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
+from fabric.kernel.tables import KernelTables
+from fabric.kernel.tables_backend import choose
 from fabric.kernel.threads import new_namespace
 from fabric.model.base import Metadata
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops.change import create_if_absent
+from fabric.plan.ipsets import IPSets
 from fabric.plan.links import Veth
 from fabric.plan.routes import Route
+from fabric.plan.tables import Tables
 from fabric.store.etcd import Etcd
 from fabric.store.keys import CALICO
 from fabric.store.kv import Changes, Txn
@@ -47,7 +55,7 @@ NODE = "twin"
 SOCKET = Path("/run/bench.sock")
 STARTED_WITHIN = 10.0  # seconds
 QUIET_FOR = 0.08  # seconds between requests, as in the rounds: one that follows at once finds warm caches
-SEAMS = ("etcd transaction", "link", "route", "desired state")
+SEAMS = ("etcd transaction", "desired state", "policy", "link", "route")
 
 
 class Clock:
@@ -109,6 +117,18 @@ class TimedFib(NetlinkFib):
             await super().replace(route)
 
 
+class TimedRules(Rules):
+    def __init__(self, sets: IPSets, filters: Tables, clock: Clock) -> None:
+        super().__init__(sets, filters)
+        self._clock = clock
+
+    async def apply(
+        self, desired: Composed, *, in_sync: bool
+    ) -> tuple[Sequence[Op], Mapping[Op, DataplaneError]]:
+        with self._clock.of("policy"):
+            return await super().apply(desired, in_sync=in_sync)
+
+
 @dataclass
 class TimedState(State):
     clock: Clock = field(default_factory=Clock)
@@ -136,12 +156,13 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
     """Return the stages of `count` attaches and detaches; the first, which claims a block, is not kept."""
     state = TimedState(NODE)
     kv = TimedEtcd(etcd, state.clock)
-    with TimedFib(state.clock) as fib:
+    with TimedFib(state.clock) as fib, NetlinkIPSets() as sets:
         await create_if_absent(kv, Node(metadata=Metadata(name=NODE)))
         listing = await kv.list(CALICO)
         snapshot = fold(state.snapshot, Changes(listing.revision, puts=listing.items))
         state.update(snapshot=replace(snapshot, in_sync=True), host=await read_host(fib))
-        passes = Passes(TimedLinks(state.clock), fib)
+        rules = TimedRules(sets, KernelTables((await choose("auto")).backend), state.clock)
+        passes = Passes(TimedLinks(state.clock), fib, rules)
         workloads, sessions = TimedWorkloads(state, kv, passes), Sessions(state, kv, SpeakerLink())
         serving = asyncio.create_task(server.serve(state, workloads, sessions, passes, SOCKET))
         try:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -199,27 +199,34 @@ def test_the_group_is_one_listeners(host: Namespace) -> None:
 
 
 def test_while_another_listens_it_is_said_once_and_then_ours_has_the_group(host: Namespace) -> None:
-    async def follow(other: NFLog) -> None:
-        async with asyncio.timeout(10):
-            following = asyncio.ensure_future(drop_log.follow(State("n1"), again=0.01))
-            while len(said) < 1:
-                await asyncio.sleep(0.01)
-            other.__exit__(None, None, None)
-            while not taken():
-                await asyncio.sleep(0.01)
-            following.cancel()
-            await asyncio.wait([following])
+    async def start() -> asyncio.Task[None]:
+        return asyncio.create_task(drop_log.follow(State("n1"), again=0.01))
+
+    async def end() -> None:
+        following.cancel()
+        await asyncio.wait([following])
 
     def taken() -> bool:
         try:
-            NFLog().__exit__(None, None, None)
+            host.call(NFLog).__exit__(None, None, None)
         except DataplaneError:
             return True
         return False
 
     with capture_logs() as said:
-        host.run(follow(host.call(NFLog)))
+        with host.call(NFLog):
+            following = host.run(start())
+            until(lambda: bool(said))
+        until(taken)
+        host.run(end())
     assert [line["event"] for line in said] == ["denied packets are not named; rules count them all the same"]
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_denied_packet_is_named_within_two_seconds(host: Namespace) -> None:

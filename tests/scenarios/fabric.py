@@ -275,8 +275,20 @@ class Fabric:
         return {
             **{command: self.run(node, *command.split()).stdout for command in shown},
             "forwarding": self.run(node, "sysctl", "-n", "net.ipv4.ip_forward").stdout,
+            "rules": self.rules(node),
+            "ipsets": sorted(self.run(node, "ipset", "save").stdout.splitlines()),
             "files": self.run(node, "find", *files, "-type", "f,s", check=False).stdout,
             "processes": self.pids(node, OURS),
+        }
+
+    def rules(self, node: str) -> dict[str, list[str]]:
+        """Return the packet filter's rules, of both families and backends, without counters."""
+        tools = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
+        return {
+            tool: [
+                line for line in self.run(node, tool).stdout.splitlines() if line.startswith(("-A", ":fab"))
+            ]
+            for tool in tools
         }
 
     # Processes

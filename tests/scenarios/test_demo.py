@@ -28,10 +28,11 @@ def nobody_elses() -> None:
     assert not (RUN / LAB).exists(), f"lab {LAB} is up: take it down first"
 
 
-def test_the_demo_reaches_everybody_measures_two_faults_and_leaves_nothing() -> None:
+def test_the_demo_reaches_everybody_measures_two_faults_polices_and_leaves_nothing() -> None:
     done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
     assert "everything was reached" in done.stdout
+    assert "denied by NetworkPolicy default/db ingress rule 1" in done.stdout
     for report in ("link-cut", "tor-killed"):
         folder = ROOT / "build" / "demo" / report
         found = json.loads((folder / "report.json").read_text())
