@@ -77,7 +77,7 @@ def scene(
     pools = tuple(_of(IPPool, found))
     nodes = {node.metadata.name: node for node in resources.nodes}
     every_host = world.parts.hosts  # also those of which not all can be read
-    named = {one.spec.node for one in (*resources.workloads, *every_host)}
+    named = {one.spec.node for one in resources.workloads} | {one.spec.node for one in every_host}
     sites = {}
     for name in sorted((named | nodes.keys()) - {""}):
         node = nodes.get(name)

@@ -93,8 +93,7 @@ def profile(unread: Unread) -> ProfileForm:
 
 
 def host(unread: Unread) -> HostEndpoint | None:
-    """Return the host endpoint with what can be read of it, so that its link stays closed; None where the link or the
-    node cannot be told."""
+    """Return what can be read of a host endpoint, so that its link stays closed; None where it names none."""
     metadata = unread.value.get("metadata") if isinstance(unread.value, dict) else None
     labels = metadata.get("labels", {}) if isinstance(metadata, dict) else {}
     value: dict[str, Any] = {
@@ -103,12 +102,14 @@ def host(unread: Unread) -> HostEndpoint | None:
         "spec": dict(_spec(unread) or {}),
     }
     while isinstance(read := from_tree(value), tuple):
-        fields = [problem.path[:2] for problem in read if len(problem.path) > 1]
-        wrong = {(part, field) for part, field in fields if field in value.get(part, {})}
+        paths = {problem.path[:2] for problem in read}
+        wrong = [
+            (part, name) for part in ("metadata", "spec") for name in value[part] if (part, name) in paths
+        ]
         if not wrong:
             return None
-        for part, field in wrong:
-            del value[part][field]
+        for part, name in wrong:
+            del value[part][name]
     return read if isinstance(read, HostEndpoint) else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import suppress
 
 import structlog
 
@@ -16,16 +17,18 @@ from fabric.agent.state import State
 from fabric.errors import DataplaneError
 from fabric.kernel.tables import KernelTables
 from fabric.kernel.tables_backend import choose
-from fabric.plan.tables import clear
+from fabric.plan.tables import VERSIONS, Version, clear
 
 log = structlog.get_logger()
+
+LOOK = 7.0  # seconds between looks at the sizes of sets, of whose changes nobody tells
 
 
 class Filters:
     """Knows which backend is in use, and hears of what others do to our rules in it."""
 
-    def __init__(self, state: State, passes: Passes) -> None:
-        self._state, self._passes = state, passes
+    def __init__(self, state: State, passes: Passes, *, look: float = LOOK) -> None:
+        self._state, self._passes, self._look = state, passes, look
         self._asked: Backend | None = None
         self._in_use: KernelTables | None = None
         self._left: KernelTables | None = None  # the backend before, or that of an earlier agent
@@ -41,9 +44,10 @@ class Filters:
         try:
             choice = await choose(asked)
         except DataplaneError as err:
-            self._tell(str(err))
             if self._in_use is None:
-                self._passes.lack(err)
+                self._passes.lack(err)  # each pass says so, as it refuses
+            else:
+                self._tell(str(err))
             return
         self._tell(choice.problem)
         if self._in_use is None or self._in_use.backend != choice.backend:
@@ -76,6 +80,7 @@ class Filters:
     async def follow(self) -> None:
         """Have the rules read back that others may have changed, for ever."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_at_sets())
             listening: asyncio.Task[None] | None = None
             while True:
                 await self._chosen.wait()
@@ -84,8 +89,18 @@ class Filters:
                     listening.cancel()
                 listening = tasks.create_task(self._listen())
 
+    async def _look_at_sets(self) -> None:
+        while True:
+            await asyncio.sleep(self._look)
+            with suppress(DataplaneError):  # the next read-back says so
+                if await self._passes.sets_edited():
+                    self._edited(frozenset(VERSIONS))
+
     async def _listen(self) -> None:
         assert self._in_use
         async for versions in self._in_use.changes():
-            self._state.edited |= versions
-            self._state.dirty.set()
+            self._edited(versions)
+
+    def _edited(self, versions: frozenset[Version]) -> None:
+        self._state.edited |= versions
+        self._state.dirty.set()

@@ -188,8 +188,9 @@ async def _pass(
         log.error("policy", object=name, problem=state.policy_problems[name])
     outcome = await passes.run(state.compute, read_back=read_back, edited=edited, hurried=hurried)
     log_done(outcome)
-    for op in outcome.refused.keys() - state.outcome.refused.keys():
-        log.warning("kernel refused; retrying", error=str(outcome.refused[op]))
+    # Once each: what policy holds back has the same reason for all.
+    for why in dict.fromkeys(str(e) for op, e in outcome.refused.items() if op not in state.outcome.refused):
+        log.warning("kernel refused; retrying", error=why)
     if outcome.policy_changed or not state.passes:
         state.policy_changed.set()
     await speaker.hand_down(state.desired, link)

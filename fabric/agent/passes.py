@@ -116,6 +116,11 @@ class Passes:
         async with self._lock:
             return await self._rules.counters(desired)
 
+    async def sets_edited(self) -> bool:
+        """Whether others seem to have changed members of our sets."""
+        async with self._lock:
+            return await self._rules.sets_edited()
+
     async def use(self, filters: Tables) -> None:
         """Have the rules of later passes in another backend."""
         async with self._lock:

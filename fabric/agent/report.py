@@ -44,7 +44,8 @@ def status(state: State, now: float) -> Json:
         "sessions": sessions(state, now),
         "blocks": blocks(state),
         "workloads": len(state.snapshot.endpoints(state.node)),
-        "refused": [*filter(None, [state.fault]), *map(str, state.outcome.refused.values())],
+        # Once each: what policy holds back has the same reason for all.
+        "refused": [*filter(None, [state.fault]), *dict.fromkeys(map(str, state.outcome.refused.values()))],
         "problems": [
             *_absence(state),
             *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),

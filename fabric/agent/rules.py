@@ -122,6 +122,11 @@ class Rules:
         self.gaps.update(gap.part for gap in found)
         return tuple(found)
 
+    async def sets_edited(self) -> bool:
+        """Whether a set has more or fewer members than it was given: nobody tells of that, and looking costs little."""
+        given = {name: len(held.ipset.members) for name, held in self._sets.items()}
+        return self._known and await self._driver.sizes() != given
+
     async def apply(
         self, desired: Composed, *, in_sync: bool
     ) -> tuple[Sequence[Op], Mapping[Op, DataplaneError]]:

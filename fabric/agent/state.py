@@ -54,6 +54,7 @@ class State:
     upkeep_problems: tuple[str, ...] = ()
     filter_problem: str = ""
     passes: int = 0
+    policed: bool = False  # policy has been in force once
     cuts: int = 0
     reaction: Reaction = field(default_factory=Reaction)
     counts: LastCounts = field(default_factory=LastCounts)
@@ -124,13 +125,14 @@ class State:
         """Note a whole pass."""
         self.outcome = outcome
         self.passes += 1
+        self.policed |= outcome.unpoliced is None
         self.reaction.applied(time.monotonic())
         self._notify()
 
     @property
     def ready(self) -> bool:
-        """The datastore is in sync and has this node, the speaker answers, a whole pass went through, and of the
-        sessions that are required, where there are any, one is Established.
+        """The datastore is in sync and has this node, the speaker answers, a whole pass went through and put policy
+        in force, and of the sessions that are required, where there are any, one is Established.
         """
         return not self.missing
 
@@ -143,6 +145,7 @@ class State:
             f"Node {self.node} is not in the datastore": not self.registered,
             "the speaker does not answer": not self.ribs.connected,
             "no pass has gone through": not self.passes,
+            "policy is not in force": self.passes > 0 and not self.policed,
             NO_REQUIRED_SESSION: not self._required_up(),
         }
         return tuple(what for what, is_so in lacks.items() if is_so)

@@ -77,23 +77,23 @@ def try_cases(
 
     Example: fabricctl policy test tests/*.yaml -R -f policies/ --junit report.xml
     """
-    from fabric.ops import policy_test
+    from fabric.ops import policy_cases
 
-    found = policy_test.tried(cases, filename or (), recursive=recursive)
-    for line in dict.fromkeys(line for one in found for line in policy_test.problems(one)):
+    found = policy_cases.tried(cases, filename or (), recursive=recursive)
+    for line in dict.fromkeys(line for one in found for line in policy_cases.problems(one)):
         output.note(f"warning: {line}")
     if junit:
         from fabric.ops import policy_junit
 
         policy_junit.write(junit, found)
-    failed = policy_test.failed(found)
+    failed = policy_cases.failed(found)
     if form is Format.TABLE:
-        for line in policy_test.report(found):
+        for line in policy_cases.report(found):
             print(line)
         count = sum(len(one.outcomes) for one in found)
         print(f"{count} case{'s' if count != 1 else ''}, {failed} not as expected")
     else:
-        output.document(policy_test.document(found), form)
+        output.document(policy_cases.document(found), form)
     raise typer.Exit(1 if failed else 0)
 
 

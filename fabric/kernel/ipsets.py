@@ -25,8 +25,9 @@ from fabric.plan.ipsets import PREFIXES, Held, IPSet, Kind, Version, hashsize, r
 SUBSYSTEM = 6 << 8  # NFNL_SUBSYS_IPSET
 CREATE, DESTROY, SWAP, LIST, ADD, DELETE = (SUBSYSTEM | command for command in (2, 3, 6, 7, 9, 10))
 PROTOCOL = 6  # the oldest that kernels still speak
-SETNAME, TYPENAME, SETNAME2, REVISION, FAMILY, DATA, ADT, LINENO = 2, 3, 3, 4, 5, 7, 8, 9
-IP, CIDR, PORT, PORT_TO, PROTO, HASHSIZE, MAXELEM, IFACE = 1, 3, 4, 5, 7, 18, 19, 23
+SETNAME, TYPENAME, SETNAME2, REVISION, FAMILY, FLAGS, DATA, ADT, LINENO = 2, 3, 3, 4, 5, 6, 7, 8, 9
+IP, CIDR, PORT, PORT_TO, PROTO, HASHSIZE, MAXELEM, IFACE, ELEMENTS = 1, 3, 4, 5, 7, 18, 19, 23, 24
+LIST_HEADER = 4
 NET_BYTEORDER = 0x4000  # the kernel insists on this flag with addresses, ports and sizes
 
 # The revision of each type in kernels since 3.19.
@@ -69,6 +70,17 @@ class NetlinkIPSets(Nfnl):
             for payload in found:
                 reader.take(payload)
         return reader.held()
+
+    async def sizes(self) -> dict[str, int]:
+        """Return how many members each of our sets has: their headers alone are read."""
+        found = {}
+        body = _head() + be32(FLAGS | NET_BYTEORDER, LIST_HEADER)
+        async for payloads in dump(Request("ipset dump", LIST, 0, body)):
+            for attrs in (dict(attributes(payload[NFGENMSG.size :])) for payload in payloads):
+                name, sizes = _text(attrs[SETNAME]), dict(attributes(attrs.get(DATA, b"")))
+                if name.startswith(tuple(PREFIXES.values())):
+                    found[name] = int.from_bytes(sizes[ELEMENTS], "big")
+        return found
 
     async def create(self, name: str, ipset: IPSet) -> None:
         """Make the set; one that cannot be filled is destroyed again."""

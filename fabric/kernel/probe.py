@@ -6,6 +6,7 @@ is tried, since the kernel loads its module for that.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -13,11 +14,19 @@ import struct
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
+from shutil import which
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from fabric.errors import DataplaneError
+from fabric.kernel.conntrack import NetlinkConntrack
+from fabric.kernel.ipsets import REVISIONS, NetlinkIPSets
+from fabric.kernel.tables import KernelTables
+from fabric.kernel.tables_backend import choose
 from fabric.kernel.threads import CLONE_NEWNET, in_thread
+from fabric.plan.ipsets import IPSet
+from policy.marks import CUT
 
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 TCP_MD5SIG = 14  # linux/tcp.h
@@ -40,6 +49,16 @@ _TUNNELS: dict[str, Callable[[IPRoute], object]] = {
     "IPIP": lambda ip: ip.link("add", ifname="probe2", kind="ipip", ipip_remote="192.0.2.2"),
     "VXLAN": lambda ip: ip.link("add", ifname="probe3", kind="vxlan", vxlan_id=4096, vxlan_port=4789),
 }
+
+# What the rules of policy match by, and do.
+_RULES = (
+    "-m set --match-set fab4-hash-net src -m comment --comment x -j DROP",
+    "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    f"-m connmark --mark {CUT:#x}/{CUT:#x} -j DROP",
+    "-m mark --mark 0x0/0x10000 -j MARK --set-xmark 0x10000/0x10000",
+    "-p tcp -m multiport --dports 80,443 -j RETURN",
+    "-m limit --limit 10/second -j NFLOG --nflog-group 143",
+)
 
 
 async def missing_features() -> tuple[str, ...]:
@@ -72,6 +91,35 @@ def _missing() -> Iterator[str]:
         yield f"network namespaces: {refused}"
         return
     yield from _refused(_TRIALS)
+    if which("iptables-restore"):  # that it is not there is said by itself
+        yield from asyncio.run(_missing_for_policy())
+
+
+async def _missing_for_policy() -> list[str]:
+    """Try in this thread's namespace what rules and sets of policy are made of."""
+    found = []
+    with NetlinkIPSets() as sets:
+        for kind in REVISIONS:
+            try:
+                await sets.create(f"fab4-{kind.replace(':', '-')}", IPSet(kind, 4, frozenset()))
+            except DataplaneError as err:
+                found.append(f"ipsets of type {kind}: {os.strerror(err.code)}")
+    try:
+        tables = KernelTables((await choose("auto")).backend)
+        for rule in _RULES if not found else ():
+            text = f"*filter\n:fab-probe - [0:0]\n-A fab-probe {rule}\nCOMMIT\n"
+            try:
+                await tables.restore(4, text)
+            except DataplaneError as err:
+                found.append(f"iptables ({tables.backend}), rule `{rule}`: {os.strerror(err.code)}")
+    except DataplaneError as err:
+        found.append(str(err))
+    try:
+        with NetlinkConntrack() as conntrack:
+            await conntrack.flows(frozenset(), CUT)
+    except DataplaneError as err:
+        found.append(f"connection tracking by netlink (CONFIG_NF_CT_NETLINK): {os.strerror(err.code)}")
+    return found
 
 
 def _missing_tunnels(wanted: AbstractSet[str]) -> tuple[str, ...]:

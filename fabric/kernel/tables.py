@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from fabric.errors import DataplaneError
 from fabric.kernel.tables_watch import Watch
 from fabric.kernel.threads import in_thread
-from fabric.plan.tables import MARK, PREFIX, VERSIONS, ZERO, Backend, Chain, Counter, Held, Place, Version
+from fabric.plan.tables import MARKED, PREFIX, VERSIONS, ZERO, Backend, Chain, Counter, Held, Place, Version
 
 # One entry of `nft -j list ruleset`: {"chain": {...}} or {"rule": {...}} (libnftables-json(5)).
 NftEntry: TypeAlias = Mapping[str, Any]
@@ -37,8 +37,6 @@ _FAMILIES: Final[Mapping[Version, tuple[str, str]]] = {
     6: ("ip6_tables_names", "ip6tables"),
 }
 _RULE = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
-# Always in quotes, for its colon; those within a comment of somebody else's are written with a backslash.
-MARKED = re.compile(rf'--comment "{MARK}([0-9a-f]{{16}})"')
 _JUMP = re.compile(rf"-[jg] ({PREFIX}\S+)")
 _TOOL = re.compile(r"^ip6?tables[^:]*:")
 _LINE = re.compile(r"line:? (\d+)")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from fabric.errors import DataplaneError
-from fabric.kernel.tables import BACKENDS, LOCK, MARKED, saved_text
+from fabric.kernel.tables import BACKENDS, saved_text
 from fabric.kernel.threads import in_thread
-from fabric.plan.tables import PREFIX, VERSIONS, Backend
+from fabric.plan.tables import MARKED, PREFIX, VERSIONS, Backend
 
 Wanted: TypeAlias = Literal["auto", "nft", "legacy"]
 
+PATIENCE: Final = 1  # seconds: to be kept waiting for the lock says enough
 PROBE: Final = f"{PREFIX}probe"  # as a chain of ours it is swept should we die before it is removed
 
 
@@ -78,6 +79,8 @@ def _written() -> tuple[Backend, str]:
     refused = []
     for tool in ("iptables", "iptables-nft", "iptables-legacy"):
         if refusal := _iptables(tool, "-N"):
+            if "xtables lock" in refusal:
+                return "legacy", f"{tool} waits for the lock that the legacy tables alone have"
             refused.append(f"{tool}: {refusal}")
             continue
         try:
@@ -93,10 +96,10 @@ def _written() -> tuple[Backend, str]:
 
 def _iptables(tool: str, command: str) -> str:
     """Make or remove the probe; return why it could not be done."""
-    words = [tool, "-w", str(LOCK), "-t", "filter", command, PROBE]
+    words = [tool, "-w", str(PATIENCE), "-t", "filter", command, PROBE]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError as err:
-        return str(err)
+        return err.strerror or str(err)
     # A probe that is there already, left by one that was killed, serves as well.
     return "" if done.returncode == 0 or "exists" in done.stderr else done.stderr.strip() or "refused"

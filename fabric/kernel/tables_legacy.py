@@ -18,8 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fabric.errors import DataplaneError
-from fabric.kernel.tables import MARKED
-from fabric.plan.tables import MARK, PREFIX, ZERO, Chain, Counter, Held, Place, Version
+from fabric.plan.tables import MARK, MARKED, PREFIX, ZERO, Chain, Counter, Held, Place, Version
 
 TRIES = 100
 _RAW_MARK = re.compile(rf"{MARK}([0-9a-f]{{16}})\0".encode())

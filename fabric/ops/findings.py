@@ -32,7 +32,7 @@ DEFAULT_POOLS = ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32))) 
 
 # What our processes run, and what enforcing policies runs; by Debian's package.
 NODE_TOOLS = {"setpriv": "util-linux", "nsenter": "util-linux"}
-POLICY_TOOLS = {"iptables-restore": "iptables", "ipset": "ipset", "conntrack": "conntrack"}
+POLICY_TOOLS = {"iptables-restore": "iptables", "ip6tables-restore": "iptables"}
 DAEMONS = ("NetworkManager", "systemd-networkd", "firewalld")
 
 # Calico's list of links that are not the host's own uplinks.
@@ -55,7 +55,7 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1001": (_E, "the kernel lacks what every node needs"),
     "FAB1002": (_E, "the kernel lacks a tunnel that a pool asks for"),
     "FAB1003": (_E, "a tool that the node's processes run is missing"),
-    "FAB1004": (_W, "a tool that enforcing policies runs is missing"),
+    "FAB1004": (_E, "a tool that enforcing policies runs is missing"),
     "FAB1005": (_E, "the kernel cannot authenticate BGP sessions"),
     "FAB1101": (_E, f"port {BGP_PORT} is in use"),
     "FAB1201": (_W, "the clock is not synchronised"),

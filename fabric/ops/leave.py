@@ -46,7 +46,7 @@ from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import resources, supervise
 from fabric.ops.join import ID_ANNOTATION
 from fabric.plan.endpoints import is_handle_of
-from fabric.plan.tables import VERSIONS, clear
+from fabric.plan.tables import VERSIONS, Place, clear
 from fabric.store import cache, cluster, ipam, keys
 from fabric.store.cache import Journal
 from fabric.store.kv import Delete, KeyValueStore, Txn
@@ -295,12 +295,10 @@ async def sweep(record: Path) -> list[str]:
 
 async def _sweep_rules(tables: KernelTables) -> list[str]:
     """Remove our chains and jumps from one backend; others' rules stay."""
-    found = [
-        place
-        for version in VERSIONS
-        for place, chain in (await tables.read(version)).chains.items()
-        if any(chain.marks) or place.is_ours
-    ]
+    found = [await tables.read(version) for version in VERSIONS]
+    chains = {place for held in found for place in held.chains if place.is_ours}
+    hooked = any(any(chain.marks) for held in found for chain in held.chains.values())
     await clear(tables)
-    chains = {place for place in found if place.is_ours}
-    return [f"rules of {tables.backend}: {len(chains)} chains removed"] if found else []
+    kept = frozenset[Place]().union(*(held.wanted_by_others for held in found)) & chains
+    lines = [f"rules of {tables.backend}: {len(chains - kept)} chains removed"] if chains or hooked else []
+    return lines + [f"{place}: emptied, and left: a rule of others jumps to it" for place in sorted(kept)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from fabric.errors import ConfigError
-from fabric.ops.policy_test import Tried, actual, expected
+from fabric.ops.policy_cases import Tried, actual, expected
 from policy.cases import Outcome
 
 

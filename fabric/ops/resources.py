@@ -138,7 +138,7 @@ def decode(item: KeyValue) -> Resource:
     if item.key == keys.IPAM_CONFIG:
         try:
             text = json.dumps(ipamconfiguration.resource_tree(json.loads(text)))
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise ConfigError(f"stored value is no JSON: {err}") from None
     return at_revision(from_json(text), item.revision)
 

@@ -113,6 +113,9 @@ class IPSets(Protocol):
     async def owned(self) -> Mapping[str, Held]:
         """Return every set with a name of ours."""
 
+    async def sizes(self) -> Mapping[str, int]:
+        """Return how many members each of them has, which costs little."""
+
     async def create(self, name: str, ipset: IPSet) -> None:
         """If refused, there is no such set."""
 

@@ -11,6 +11,7 @@ Marks are chained over the rules before, so a chain whose marks are right has ou
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ Backend: TypeAlias = Literal["nft", "legacy"]
 
 PREFIX: Final = "fab-"  # of every chain of ours
 MARK: Final = "fab:"  # begins the comment of every rule of ours; 16 hexadecimal digits follow
+# As iptables-save has it: always in quotes, for its colon; those within somebody else's comment have a backslash.
+MARKED: Final = re.compile(rf'--comment "{MARK}([0-9a-f]{{16}})"')
 VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fabric.config import Config
-from fabric.kernel import facts
+from fabric.kernel import facts, probe
 from fabric.ops import check
 from fabric.ops.findings import Cluster, Finding, judge
 from fabric.ops.managers import NETWORKD_SNIPPET, NM_SNIPPET
@@ -175,3 +176,16 @@ async def _cluster(url: str) -> Cluster:
         return await check.read_cluster(kv)
     finally:
         await kv.close()
+
+
+def test_a_rule_that_the_kernel_does_not_know_is_named(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host.run(probe.missing_features()) == ()
+    for backend in ("nft", "legacy"):
+        tool = tmp_path / f"iptables-{backend}-restore"
+        tool.write_text("#!/bin/sh\nif grep -q multiport; then exit 2; fi\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    [said] = host.run(probe.missing_features())
+    assert "rule `-p tcp -m multiport --dports 80,443 -j RETURN`: Invalid argument" in said

@@ -11,7 +11,7 @@ import pytest
 from fabric.agent.compose import compose
 from fabric.agent.desired import Desired
 from fabric.agent.filters import Filters
-from fabric.agent.passes import Passes
+from fabric.agent.passes import Outcome, Passes
 from fabric.agent.rules import Rules
 from fabric.agent.state import State
 from fabric.kernel.ipsets import NetlinkIPSets
@@ -46,7 +46,7 @@ async def agent() -> AsyncIterator[tuple[Filters, Passes, State]]:
     """What of an agent there is to it, with what it hears."""
     with NetlinkIPSets() as sets:
         state, passes = State("n1"), Passes(FakeLinks(), FakeFib(), Rules(sets))
-        filters = Filters(state, passes)
+        filters = Filters(state, passes, look=0.05)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(filters.follow())
             yield filters, passes, state
@@ -101,15 +101,32 @@ def test_where_no_backend_works_it_is_said_and_looked_for_again(
     host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        async with agent() as (filters, passes, state):
+        async with agent() as (filters, passes, _):
             with monkeypatch.context() as without:
                 without.setenv("PATH", str(tmp_path))
                 await filters.settle("auto")
-                assert "no policy is enforced; install iptables" in state.filter_problem
-                assert (await passes.run(lambda: DESIRED)).unpoliced
+                why = (await passes.run(lambda: DESIRED)).unpoliced
+                assert "no policy is enforced; install iptables" in str(why)
             await filters.settle("auto")
-            assert state.filter_problem == ""
             assert not (await passes.run(lambda: DESIRED)).refused
+
+    host.run(run())
+
+
+def test_where_the_one_in_use_is_all_there_is_a_choice_that_fails_changes_nothing(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with agent() as (filters, passes, state):
+            await filters.settle("nft")
+            assert not (await passes.run(lambda: DESIRED)).refused
+            with monkeypatch.context() as without:
+                without.setenv("PATH", str(tmp_path))
+                await filters.settle("auto")
+                assert "install iptables" in state.filter_problem
+            assert await passes.run(lambda: DESIRED) == Outcome()
+            await filters.settle("auto")
+            assert (passes.rules.tables.backend, state.filter_problem) == ("nft", "")
 
     host.run(run())
 
@@ -127,5 +144,21 @@ def test_what_others_do_to_our_rules_is_heard_and_put_back(host: Namespace) -> N
             outcome = await passes.run(lambda: DESIRED, edited=frozenset(state.edited))
             assert {gap.name for gap in outcome.gaps} == {"filter FORWARD (IPv4)", "filter fab-x (IPv4)"}
             assert len(await asyncio.to_thread(ours, host, "nft")) == 3
+
+    host.run(run())
+
+
+def test_a_set_that_somebody_flushes_is_noticed(host: Namespace) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(10), agent() as (filters, passes, state):
+            await filters.settle("nft")
+            await passes.run(lambda: DESIRED)
+            await asyncio.to_thread(host.command, "ipset", "flush", "fab4-s")
+            while not state.edited:
+                await state.dirty.wait()
+                state.dirty.clear()
+            outcome = await passes.run(lambda: DESIRED, edited=frozenset(state.edited))
+            assert [gap.name for gap in outcome.gaps] == ["fab4-s"]
+            assert "10.0.0.1" in await asyncio.to_thread(host.command, "ipset", "list", "fab4-s")
 
     host.run(run())

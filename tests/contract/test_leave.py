@@ -44,6 +44,15 @@ def test_rules_of_both_backends_and_sets_go_and_others_stay(host: Namespace) -> 
     assert host.run(sweep(NO_RECORD)) == []
 
 
+def test_a_chain_that_a_rule_of_others_jumps_to_is_left_empty_and_named(host: Namespace) -> None:
+    host.command("iptables-nft", "-N", "fab-x")
+    host.command("iptables-nft", "-A", "fab-x", "-j", "DROP")
+    host.command("iptables-nft", "-A", "INPUT", "-j", "fab-x")
+    left = "chain fab-x of table filter: emptied, and left: a rule of others jumps to it"
+    assert host.run(sweep(NO_RECORD)) == ["rules of nft: 0 chains removed", left]
+    assert saved(host) == {":fab-x - [0:0]", "-A INPUT -j fab-x"}
+
+
 def test_a_set_that_a_rule_of_others_goes_by_is_named_and_the_rest_goes(host: Namespace) -> None:
     for name in ("fab4-a", "fab4-b", "fab4-c"):
         host.command("ipset", "create", name, "hash:net")

@@ -18,6 +18,7 @@ import pytest
 
 from fabric.agent.compose import Composed, compose
 from fabric.plan.tables import Backend, Held, Version, plan
+from policy import render_sets
 from policy.form import Site
 from policy.render import render
 from policy.world import World
@@ -220,3 +221,19 @@ def test_frames_of_a_bridge_are_none_of_ours(host: Namespace) -> None:
         load(host, "nft", 4, compose([render(world(), site(routed_before=False, links=links), 4)]))
         with b.call(lambda: socket.create_server(("0.0.0.0", 80))):
             assert connects(a, "192.0.2.2", 80)
+
+
+def test_an_allowed_source_holds_where_another_link_has_a_longer_prefix_around_it(host: Namespace) -> None:
+    found = render_sets.linked(4, ["10.0.0.0/24,fab1", "10.0.0.5,fab2", "10.0.0.0/8,fab3"])
+    names = [f"fab4-own-{number}" for number in range(len(found))]
+    lines = [f"create {name} hash:net,iface" for name in names]
+    lines += [f"add {name} {pair}" for name, one in zip(names, found, strict=True) for pair in one.members]
+    command(host, ["ipset", "restore"], "\n".join([*lines, ""]))
+
+    def holds(pair: str) -> bool:
+        tests = [["ipset", "--quiet", "test", name, pair] for name in names]
+        done = host.call(lambda: [subprocess.run(words, timeout=60, check=False) for words in tests])
+        return any(one.returncode == 0 for one in done)
+
+    assert all(map(holds, ("10.0.0.5,fab1", "10.0.0.5,fab2", "10.0.0.5,fab3", "10.0.0.6,fab1")))
+    assert not any(map(holds, ("10.0.0.6,fab2", "10.0.1.1,fab1", "11.0.0.1,fab3", "10.0.0.5,fab4")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import os
 import random
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -618,6 +620,17 @@ def test_the_backend_is_the_hosts_own(
     assert (choice.backend, bool(choice.problem)) == (backend, problem), choice
     assert not problem or "move everything to one of them" in choice.problem
     assert "fab-" not in host.command("iptables-nft-save") + host.command("iptables-legacy-save")
+
+
+def test_the_hosts_own_backend_is_known_also_while_its_lock_is_held(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "iptables").symlink_to(which("iptables-legacy") or "")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert host.run(choose("auto")).backend == "legacy"
+    with host.call(partial(open, "/run/xtables.lock", "w")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert host.run(choose("auto")).backend == "legacy"
 
 
 def test_rules_of_ours_do_not_count_and_go_when_the_backend_is_another(host: Namespace) -> None:

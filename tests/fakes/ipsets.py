@@ -18,6 +18,9 @@ class FakeIPSets:
     async def owned(self) -> dict[str, Held]:
         return {name: held for name, held in self.sets.items() if name.startswith(tuple(PREFIXES.values()))}
 
+    async def sizes(self) -> dict[str, int]:
+        return {name: len(held.ipset.members) for name, held in (await self.owned()).items()}
+
     async def create(self, name: str, ipset: IPSet) -> None:
         self._maybe_refuse(name)
         if name in self.sets:

@@ -330,7 +330,7 @@ def test_a_policy_that_cannot_be_read_denies_what_it_selects_and_is_told_once(la
 
 FLOWS = {"node1": ("prod/batch", "prod/web"), "node2": ("prod/db", "prod/api")}  # never to be let through
 CALLED = "tcp/23"
-LEGS = 6
+LEGS = 8  # every second of which an agent is killed
 
 
 @dataclass(frozen=True)
@@ -388,9 +388,8 @@ def leg(lab: PolicyLab, state: State, goal: State, random: Random) -> list[Step]
     return way
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["", "while agents are killed"])
-def test_no_change_opens_a_gap(lab: PolicyLab, *, killed: bool) -> None:
-    random = Random(SEED + killed)
+def test_no_change_opens_a_gap_also_where_agents_are_killed_meanwhile(lab: PolicyLab) -> None:
+    random = Random(SEED)
     closed = [name for name in NAMES if denies(lab, documents(name))]
     name, legs = random.choice(closed), 0
     state = documents(name)
@@ -411,7 +410,7 @@ def test_no_change_opens_a_gap(lab: PolicyLab, *, killed: bool) -> None:
                 continue
             legs += 1
             print(name)
-            if killed:
+            if legs % 2 == 0:
                 faults.kill(lab.lab, "agent", random.choice([*FLOWS]))
             until(lambda name=name: not lab.missed(suite(name).cases))  # type: ignore[misc]
         opened = [stream.end() for stream in pokes]

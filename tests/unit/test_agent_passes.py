@@ -13,6 +13,7 @@ from fabric.agent.compose import compose
 from fabric.agent.desired import Desired
 from fabric.agent.passes import AT_ONCE, ROUTES_AT_ONCE, GapLog, Outcome, Passes, Scope
 from fabric.agent.rules import Gap, Restore, Rules
+from fabric.agent.state import State
 from fabric.errors import DataplaneError
 from fabric.plan.ipsets import Destroy
 from fabric.plan.links import Create, Remove, Veth
@@ -221,6 +222,14 @@ async def test_what_others_changed_in_the_rules_is_put_back_without_reading_all(
     outcome = await kernel.run(desired, edited=frozenset({4}))
     assert [gap.name for gap in outcome.gaps] == ["filter fab-x (IPv4)"]
     assert [type(op) for op in outcome.done] == [Restore]
+
+
+def test_a_node_is_not_ready_before_policy_has_been_in_force_once() -> None:
+    refused = Outcome(refused={Restore(4, ()): DataplaneError("rules", errno.EBUSY)})
+    state = State("n1")
+    for outcome, lacks in ((refused, True), (Outcome(), False), (refused, False)):
+        state.passed(outcome)
+        assert ("policy is not in force" in state.missing) == lacks
 
 
 def test_a_war_for_one_place_is_told_once_a_minute_and_what_else_was_changed_at_once() -> None:

@@ -281,7 +281,7 @@ def test_a_node_is_ready_only_while_a_required_session_is_established(
 ) -> None:
     snapshot = replace(store(node(), POOL, NAMED[0], tor("tor-b", TOR_B, **{REQUIRED: "true"})), in_sync=True)
     made = state(sessions=sessions, snapshot=snapshot)
-    made.passes = 1
+    made.passed(Outcome())
     said = report.status(made, NOW)
     assert (said["ready"], said["locally_ready"]) == (ready, True)
     assert said["missing"] == ([] if ready else ["no required session is Established"])

@@ -158,8 +158,11 @@ async def test_what_others_change_is_told_counted_and_put_back() -> None:
 
 async def test_members_that_others_put_in_or_take_out_are_a_gap() -> None:
     kernel = Kernel()
+    assert not await kernel.rules.sets_edited()  # nothing has been given yet
     await kernel.rules.apply(TWO, in_sync=True)
+    assert not await kernel.rules.sets_edited()
     await kernel.sets.delete("fab4-s", ipsets.IPSet("hash:net", 4, frozenset({"10.0.0.1"})))
+    assert await kernel.rules.sets_edited()
     [gap] = await kernel.rules.read()
     assert gap.what == "1 of 2 members are gone"
     await kernel.rules.apply(TWO, in_sync=True)

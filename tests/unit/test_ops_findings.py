@@ -102,7 +102,7 @@ def test_a_sound_host_has_no_findings() -> None:
         ({"missing_features": ("veth pairs (CONFIG_VETH): Operation not supported",)}, None, "FAB1001", "CONFIG_VETH"),
         ({"missing_tunnels": ("IPIP: Operation not supported",)}, IPIP, "FAB1002", "by pool p"),
         ({"tools": SOUND.tools - {"setpriv"}}, None, "FAB1003", "setpriv: not found"),
-        ({"tools": SOUND.tools - {"ipset"}}, None, "FAB1004", "ipset: not found"),
+        ({"tools": SOUND.tools - {"ip6tables-restore"}}, None, "FAB1004", "ip6tables-restore: not found"),
         ({"tcp_md5": False}, Cluster(passwords=True), "FAB1005", "TCP_MD5SIG"),
         ({"port_holders": (Listener(812, "bird"),)}, None, "FAB1101", "held by bird (pid 812)"),
         ({"port_holders": (Listener(0, ""),)}, None, "FAB1101", "held by a process (pid unknown)"),

@@ -151,7 +151,7 @@ ETH0 = {"node": "n1", "interfaceName": "eth0"}
     ("spec", "labels", "want"),
     [
         ({**ETH0, "ports": [{"name": "x", "port": -1}]}, {"a": "b"}, ("eth0", (), {"a": "b"})),
-        ({**ETH0, "profiles": ["kns.a"], "expectedIPs": ["?"]}, {"a": 1}, ("eth0", ("kns.a",), {})),
+        ({**ETH0, "profiles": ["kns.a"], "expectedIPs": ["?"]}, {"a": ["b"]}, ("eth0", ("kns.a",), {})),
         ({**ETH0, "profiles": "kns.a"}, "?", ("eth0", (), {})),
         ({"node": "n1", "interfaceName": 7, "expectedIPs": ["192.0.2.1"]}, {}, (None, (), {})),
         ({"node": "n1", "interfaceName": 7}, {}, None),
