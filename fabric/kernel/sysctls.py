@@ -72,6 +72,9 @@ def _load(record: Path) -> Record:
         known: Record = json.loads(record.read_text())
     except FileNotFoundError:
         return {}
+    except ValueError as err:
+        hint = "it is not what was written there, and no sysctl was changed; once they are as you want them, remove it"
+        raise DataplaneError(f"read {record}", errno.EINVAL, hint) from err
     return known
 
 

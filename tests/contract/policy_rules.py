@@ -49,7 +49,11 @@ class Rules:
         self.world = compiled(resources, self.world)
         for version in VERSIONS:
             self.rendered[version] = render(self.world, of, version, self.rendered.get(version))
-        self.composed = composed = compose(self.rendered.values(), self.composed)
+        self.composed = compose(self.rendered.values(), self.composed)
+        return self.plan(self.composed)
+
+    def plan(self, composed: Composed) -> Change:
+        """Return what has to be done for what was rendered; it is taken for done."""
         plan = ipsets.plan(composed.sets, self.sets)
         self.sets = ipsets.done(self.sets, [*plan.before, *plan.after])
         steps = {}

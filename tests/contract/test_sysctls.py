@@ -87,6 +87,14 @@ def test_what_somebody_changed_since_is_left_alone(host: Namespace, tmp_path: Pa
     assert value(host, "net.ipv4.conf.all.rp_filter") == "2"
 
 
+def test_a_record_that_is_not_ours_is_named_and_nothing_is_set(host: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "record").write_text('{"net.ipv4')
+    was = value(host, FORWARD)
+    with pytest.raises(DataplaneError, match=r"record.*no sysctl was changed.*remove it"):
+        host.run(set_recorded({FORWARD: "1"}, tmp_path / "record"))
+    assert value(host, FORWARD) == was
+
+
 def test_an_unknown_sysctl_is_named(host: Namespace, tmp_path: Path) -> None:
     with pytest.raises(DataplaneError, match=r"net\.ipv4\.no_such"):
         host.run(set_recorded({"net.ipv4.no_such": "1"}, tmp_path / "sysctls.json"))
