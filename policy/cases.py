@@ -21,6 +21,7 @@ An end is a workload, an address, a host endpoint or a node (policy/scene.py say
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -103,9 +104,26 @@ def judged(scene: Scene, case: Case) -> Outcome:
     try:
         source, destination = who(scene, case.source), who(scene, case.destination)
         sent = packet(source, destination, case.asked, case.family)
+        _is_there(scene, case.by)
     except ConfigError as err:
         raise ConfigError(f"{case.where}: {err}") from err
     return Outcome(case, sent_by(scene, source, sent))
+
+
+def _is_there(scene: Scene, by: str) -> None:
+    """Raises ConfigError where nothing that decides here could be called `by`."""
+    world = scene.world
+    known = {
+        *words.WITHOUT_RULES,
+        *(f"end of tier {tier.name}" for tier in world.tiers),
+        *(str(policy.key) for tier in world.tiers for policy in tier.policies),
+        *(f"Profile {name}" for name in world.profiles),
+    }
+    known |= {text.partition(" ")[2] for text in known}
+    name = re.sub(r" (ingress|egress) rule [0-9]+$|, which is broken$", "", by)
+    if by and name not in known:
+        hint = did_you_mean(name, known) or "; docs/reference/policy-tests.md has what there is"
+        raise ConfigError(f'by "{by}": no policy, profile or tier here is called that{hint}')
 
 
 def read(text: str, file: str) -> Suite:

@@ -299,11 +299,7 @@ def _problems(old: Parts, new: Parts) -> Mapping[str, str]:
         if profile.problem:
             found[f"Profile {profile.profile.name}"] = profile.problem
     for lost, host in new.read_hosts.values():
-        does = (
-            "what of it can be read stands"
-            if host
-            else "which link it closes cannot be told, so it closes none"
-        )
+        does = unread.HOST_STANDS if host else unread.HOST_IS_NONE
         found[str(lost.key)] = f"{lost.why}; {does}"
     return old.problems if found == old.problems else found
 

@@ -8,7 +8,7 @@ their conntrack mark (`policy.marks`), and a rule ahead of ESTABLISHED drops wha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from itertools import chain
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from policy import hosts
 from policy.evaluate import Asked, verdicts
 from policy.flows import Flow
-from policy.form import DIRECTIONS, Address, End, Key, Packet, Policy, Profile, Rule, Site
+from policy.form import DIRECTIONS, Address, End, Key, Origin, Packet, Policy, Profile, Rule, Site
 from policy.holders import Holders
 from policy.marks import CUT
 from policy.world import World
@@ -27,10 +27,11 @@ Denial: TypeAlias = Literal["cut", "kept"] | None
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """`mark` are denied now and not marked yet, `clear` marked and not denied."""
+    """`mark` are denied now and not marked yet, `clear` marked and not denied; `by` is what denies each of `mark`."""
 
     mark: tuple[Flow, ...] = ()
     clear: tuple[Flow, ...] = ()
+    by: tuple[Origin | None, ...] = field(default=(), compare=False)
 
 
 def local(world: World, site: Site) -> frozenset[Address]:
@@ -46,15 +47,16 @@ def cut(world: World, site: Site, flows: Collection[Flow]) -> Cut:
     """Judge `flows` by what this node enforces now; they are those of `Conntrack.flows`, with CUT as its bits."""
     judge = _Judge(world, site)
     masters = {flow.original: flow for flow in flows}
-    mark, clear = [], []
+    mark, clear, by = [], [], []
     for flow in flows:
         judged = masters.get(flow.master) if flow.master else flow
-        denial = judge.denial(judged) if judged else None
+        denial, origin = judge.denial(judged) if judged else (None, None)
         if flow.mark & CUT and denial is None:
             clear.append(flow)
         elif not flow.mark & CUT and denial == "cut":
             mark.append(flow)
-    return Cut(tuple(mark), tuple(clear))
+            by.append(origin)
+    return Cut(tuple(mark), tuple(clear), tuple(by))
 
 
 class _Judge:
@@ -83,10 +85,10 @@ class _Judge:
         self._nets = Holders().changed((), [(Key("", "", str(net)), net) for net in nets])
         self._alike: dict[tuple[object, ...], Address] = {}
         self._stand_ins: dict[Address, Address] = {}
-        self._known: dict[tuple[object, ...], Denial] = {}
+        self._known: dict[tuple[object, ...], tuple[Denial, Origin | None]] = {}
 
-    def denial(self, flow: Flow) -> Denial:
-        """Return whether this node denies the connection, and whether it is cut for that."""
+    def denial(self, flow: Flow) -> tuple[Denial, Origin | None]:
+        """Return whether this node denies the connection, and whether it is cut for that; with what denies it."""
         first, answer = flow.original, flow.reply
         source, arrived, reached = map(self._stand_in, (first.source, first.destination, answer.source))
         port = first.source_port if self._by_port else 0
@@ -110,11 +112,11 @@ class _Judge:
             self._stand_ins[address] = found
         return found
 
-    def _judge(self, arrived: Packet, packet: Packet) -> Denial:
+    def _judge(self, arrived: Packet, packet: Packet) -> tuple[Denial, Origin | None]:
         for asked in verdicts(self._world, packet, self._sites, arrived=arrived).asked:
             if asked.node == self._site.node and not asked.verdict.allowed:
-                return "kept" if self._is_kept(asked) else "cut"
-        return None
+                return "kept" if self._is_kept(asked) else "cut", asked.verdict.origin
+        return None, None
 
     def _is_kept(self, asked: Asked) -> bool:
         """Whether what denies is a policy that spares live connections, or the end of a tier of nothing else."""

@@ -76,7 +76,7 @@ class Verdict:
 class Asked:
     """One end of a packet: who was asked on which node, at which hook, and the answer.
 
-    `endpoint` is None where nobody is asked there.
+    `endpoint` is None where nobody is asked there. `missing` are the profiles that it names and that do not exist.
     """
 
     direction: Direction
@@ -84,6 +84,7 @@ class Asked:
     endpoint: Endpoint | None
     hook: Hook
     verdict: Verdict
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +333,9 @@ class _Way:
     def _list(self, direction: Direction, endpoint: Endpoint, hook: Hook) -> Asked:
         applied = self.world.applied(endpoint.key, direction, hook)
         verdict = evaluate(self.world, applied, direction, self._at(hook), hook)
-        return Asked(direction, endpoint.node, endpoint, hook, verdict)
+        named = endpoint.profiles if hook == "normal" else ()
+        missing = tuple(name for name in named if name not in self.world.profiles)
+        return Asked(direction, endpoint.node, endpoint, hook, verdict, missing)
 
     def _host(self, direction: Direction, node: str, last: Literal["normal", "forward"]) -> Iterator[Asked]:
         """Ask the host endpoint of the link that the packet enters or leaves `node` by; `last` is its last hook."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from policy.form import Address, Endpoint
+from policy.form import Address, Endpoint, Key
 from policy.world import World
 
 EVERY_LINK: Final = "*"
@@ -22,6 +22,25 @@ def active(world: World, node: str, links: Mapping[str, frozenset[Address]]) -> 
         for link in _links_of(host, links):
             found.setdefault(link, host)
     return found
+
+
+def idle(world: World, node: str, links: Mapping[str, frozenset[Address]]) -> Mapping[Key, str]:
+    """Return the host endpoints of `node` that act on no link, and why."""
+    used = active(world, node, links)
+    acting = {host.key for host in used.values()}
+    return {
+        host.key: _why_idle(host, node, [used[link] for link in _links_of(host, links)])
+        for host in world.hosts(node)
+        if host.key not in acting
+    }
+
+
+def _why_idle(host: Endpoint, node: str, instead: list[Endpoint]) -> str:
+    if instead:
+        return f"{instead[0].key} has the same link, and counts alone: it acts on nothing"
+    if host.interface:
+        return f"node {node} has no link {host.interface}, or that is a port of a bridge: it acts on nothing"
+    return f"node {node} has no link with one of its expectedIPs: it acts on nothing"
 
 
 def _links_of(host: Endpoint, links: Mapping[str, frozenset[Address]]) -> list[str]:

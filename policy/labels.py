@@ -19,7 +19,7 @@ IN_A_NAMESPACE: Final = Has(NAMESPACE_LABEL)
 HAS_SERVICE_ACCOUNT: Final = Has(SERVICE_ACCOUNT_LABEL)
 # What a Kubernetes policy says of every pod. Here it selects every workload, whoever started it.
 _BY_KUBERNETES: Final = Compare(ORCHESTRATOR_LABEL, "==", "k8s")
-_ANY_WORKLOAD: Final = Has(ORCHESTRATOR_LABEL)
+ANY_WORKLOAD: Final = Has(ORCHESTRATOR_LABEL)
 
 
 def effective(
@@ -80,9 +80,14 @@ def of_named_service_accounts(names: Iterable[str]) -> Selector:
     return In(SERVICE_ACCOUNT_LABEL, found)
 
 
+def is_of_kubernetes(term: Selector) -> bool:
+    """Whether `term` asks, whatever else it asks, for what runs in Kubernetes: a converted policy's does."""
+    return any(map(is_of_kubernetes, term.terms)) if isinstance(term, And) else term == _BY_KUBERNETES
+
+
 def of_any_orchestrator(term: Selector) -> Selector:
     """Return `term` with "runs in Kubernetes" read as "is a workload"."""
-    return _mapped(term, lambda leaf: _ANY_WORKLOAD if leaf == _BY_KUBERNETES else leaf)
+    return _mapped(term, lambda leaf: ANY_WORKLOAD if leaf == _BY_KUBERNETES else leaf)
 
 
 def _prefixed(prefix: str, *, everything: Selector, nowhere: Selector) -> Callable[[Selector], Selector]:

@@ -42,6 +42,9 @@ POLICIES: Final = frozenset(
 )
 # Kinds that decide something; those that are staged count, and what cannot be read counts nothing.
 ENFORCED: Final = frozenset({"NetworkPolicy", "GlobalNetworkPolicy"})
+# What a broken policy does instead of what it says.
+DENIES: Final = "it denies what it selects"
+COUNTS: Final = "it counts what it selects as denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,17 @@ def policy(resource: PolicyResource, key: Key) -> Compiled:
         return Compiled(key)
     if isinstance(resource, StagedKubernetesNetworkPolicy):
         return _kubernetes(resource, key)
-    return _policy(resource, key, of_kubernetes=key.name.startswith(KUBERNETES_NAME))
+    return _policy(resource, key, of_kubernetes=is_of_kubernetes(key, resource.spec.selector))
+
+
+def is_of_kubernetes(key: Key, own: str) -> bool:
+    """Whether a policy is Kubernetes' by its name or, exported or converted under another one, by its selector `own`.
+
+    Its orchestrator term then counts as true for every workload. Raises ConfigError for a selector that is none.
+    """
+    if key.name.startswith(KUBERNETES_NAME):
+        return True
+    return bool(key.namespace and own) and labels.is_of_kubernetes(selector.parse(own))
 
 
 def _kubernetes(resource: StagedKubernetesNetworkPolicy, key: Key) -> Compiled:
@@ -115,14 +128,8 @@ def _policy(resource: GlobalPolicy | NamespacedPolicy, key: Key, *, of_kubernete
         drop_log=extensions.value(given, extensions.DROP_LOG, extensions.switch, False),
         broken=broken,
     )
-    problem = f"{broken}; {instead(compiled)}" if broken else ""
+    problem = f"{broken}; {COUNTS if compiled.staged else DENIES}" if broken else ""
     return Compiled(key, compiled, selected, {} if broken else scan.selectors, problem)
-
-
-def instead(policy: form.Policy) -> str:
-    """Return what a broken policy does instead of what it says."""
-    does = "counts all that it selects as denied" if policy.staged else "denies all that it selects"
-    return f"until that changes, it {does}"
 
 
 def subject(namespace: str, own: str, service_accounts: str, namespaces: str) -> Selector:

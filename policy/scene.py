@@ -184,7 +184,7 @@ def titles(of: Scene) -> dict[Key, str]:
 def _called(of: Scene, name: str) -> Iterator[Who]:
     for names, key, addresses in _everybody(of):
         if name in names:
-            yield Who(name, key, _in_order(addresses))
+            yield Who(name, key, in_order(addresses))
 
 
 def _everybody(of: Scene) -> Iterator[tuple[set[str], Key | None, Iterable[Address]]]:
@@ -196,11 +196,26 @@ def _everybody(of: Scene) -> Iterator[tuple[set[str], Key | None, Iterable[Addre
         yield names, key, addresses
     hosts = {one.metadata.name: one for one in of.resources.hosts}
     for name, host in hosts.items():
-        link = of.sites[host.spec.node].links.get(host.spec.interface_name or "", frozenset())
-        everywhere = _own_addresses(of, host.spec.node) if host.spec.interface_name == "*" else ()
-        yield {name}, key_of(host), {*host.spec.expected_ips, *link, *everywhere}
+        yield {name}, key_of(host), _addresses_of(of, host)
     for name in of.sites.keys() - hosts.keys():
         yield {name}, None, _own_addresses(of, name)
+
+
+def hosts(of: Scene, node: str) -> list[Who]:
+    """Return a node's host endpoints, that for every link last, and behind them the node itself."""
+    here = [one for one in of.resources.hosts if one.spec.node == node]
+    here.sort(key=lambda one: (one.spec.interface_name == "*", one.metadata.name))
+    found = [
+        Who(f"host endpoint {one.metadata.name}", key_of(one), in_order(_addresses_of(of, one)))
+        for one in here
+    ]
+    return [*found, Who(f"node {node}", None, in_order(_own_addresses(of, node)))]
+
+
+def _addresses_of(of: Scene, host: HostEndpoint) -> set[Address]:
+    link = of.sites[host.spec.node].links.get(host.spec.interface_name or "", frozenset())
+    everywhere = _own_addresses(of, host.spec.node) if host.spec.interface_name == "*" else ()
+    return {*host.spec.expected_ips, *link, *everywhere}
 
 
 def _own_addresses(of: Scene, node: str) -> list[Address]:
@@ -209,7 +224,8 @@ def _own_addresses(of: Scene, node: str) -> list[Address]:
     return [address for address in held if address in of.sites[node].nodes] or held
 
 
-def _in_order(addresses: Iterable[Address]) -> tuple[Address, ...]:
+def in_order(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    """Return addresses once each, IPv4 first."""
     return tuple(sorted(set(addresses), key=lambda address: (address.version, int(address))))
 
 
@@ -257,9 +273,13 @@ def packet(source: Who, destination: Who, asked: Asking, version: int | None = N
     """Return the first packet that asks for it; of both families where there is a choice, IPv4.
 
     Raises:
-        ConfigError: the ends have no address of one family.
+        ConfigError: the ends have no address of one family, or the protocol is of the other one.
     """
     wanted = {ICMP: 4, ICMPV6: 6}.get(asked.protocol, version)
+    if version not in {None, wanted}:
+        raise ConfigError(
+            f"{words.protocol(asked.protocol)} is of IPv{wanted} alone, and family {version} is asked for"
+        )
     for family in (4, 6) if wanted is None else (wanted,):
         pair = [[a for a in end.addresses if a.version == family] for end in (source, destination)]
         if all(pair):

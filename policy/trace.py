@@ -13,6 +13,7 @@ from policy.scene import Scene, Who, titles
 
 Json = Mapping[str, Any]
 
+_OUTSIDE: Final = "outside"
 _HOOKS: Final = {"forward": " (forwarded)", "pre-dnat": " (before DNAT)", "untracked": " (untracked)"}
 _DONE: Final = {"allow": "allowed", "deny": "denied", "none": "nothing decides, it goes on"}
 
@@ -33,8 +34,17 @@ def document(scene: Scene, source: Who, destination: Who, passage: Passage) -> d
             "text": words.of_what(sent.protocol, sent.destination_port, sent.icmp),
         },
         "verdict": "allow" if passage.allowed else "deny",
-        "ends": [end(asked, names) for asked in passage.asked],
+        "ends": [end(asked, names) | _nobody(scene, passage, asked) for asked in passage.asked],
     }
+
+
+def _nobody(scene: Scene, passage: Passage, asked: Asked) -> dict[str, Any]:
+    """Return how an end is called that is in a pool, and that no endpoint has."""
+    address = passage.packet.source if asked.direction == "Egress" else passage.packet.destination
+    pools = {pool for site in scene.sites.values() for pool in site.pools}
+    if asked.endpoint or asked.node or not any(address in pool for pool in pools):
+        return {}
+    return {"name": str(address)}
 
 
 def end(asked: Asked, names: Mapping[Key, str]) -> dict[str, Any]:
@@ -45,11 +55,12 @@ def end(asked: Asked, names: Mapping[Key, str]) -> dict[str, Any]:
         "direction": asked.direction,
         "node": asked.node,
         "endpoint": str(endpoint.key) if endpoint else None,
-        "name": names.get(endpoint.key, str(endpoint.key)) if endpoint else asked.node or "outside",
+        "name": names.get(endpoint.key, str(endpoint.key)) if endpoint else asked.node or _OUTSIDE,
         "hook": asked.hook,
         "verdict": said if verdict.origin else "none",
         "by": origin(verdict.origin) if verdict.origin else None,
         "steps": [_step(step) for step in verdict.steps],
+        "missing_profiles": list(asked.missing),
         "staged": [origin(one) for one in verdict.staged],
     }
 
@@ -76,7 +87,12 @@ def lines(trace: Json) -> Iterator[str]:
         f"{trace[end]} ({packet[address]})" if trace[end] != packet[address] else trace[end]
         for end, address in (("from", "source"), ("to", "destination"))
     ]
-    yield f"{ends[0]} -> {ends[1]} {packet['text']}: {_DONE[trace['verdict']]}"
+    staged = trace["verdict"] == "allow" and any(map(_would_deny, trace["ends"]))
+    more = " (a staged policy would deny it)" if staged else ""
+    yield f"{ends[0]} -> {ends[1]} {packet['text']}: {_DONE[trace['verdict']]}{more}"
+    if not trace["ends"]:
+        yield ""
+        yield "it never leaves the workload: nobody is asked"
     for one in trace["ends"]:
         yield ""
         yield headline(one)
@@ -88,9 +104,24 @@ def headline(one: Json) -> str:
     at = f" on {one['node']}" if one["endpoint"] and one["node"] else ""
     where = f"{one['direction'].lower()} of {one['name']}{at}{_HOOKS.get(one['hook'], '')}"
     if one["by"] and one["by"]["what"] == "no-endpoint":
-        return f"{where}: nobody is asked"
+        known = one["node"] or one["name"] == _OUTSIDE
+        return f"{where}: {'' if known else 'no endpoint has this address, '}nobody is asked"
     by = f" by {one['by']['text']}" if one["by"] else ""
-    return f"{where}: {_DONE[one['verdict']]}{by}"
+    said = f"{where}: {_DONE[one['verdict']]}{by}"
+    if one["by"] and one["by"]["what"] == "no-profile":
+        said += "".join(f"; Profile {name} does not exist" for name in one["missing_profiles"])
+    staged = _would_deny(one) if one["verdict"] != "deny" else ""
+    return f"{said}; staged: {staged} would deny it" if staged else said
+
+
+def _would_deny(one: Json) -> str:
+    """Return what staged would deny at one end, "" for nothing."""
+    denies = (
+        step["text"]
+        for step in one["steps"]
+        if step["staged"] and step["matched"] and step["action"] == "Deny"
+    )
+    return next(denies, "")
 
 
 def _asked(one: Json) -> Iterator[str]:
@@ -102,6 +133,8 @@ def _asked(one: Json) -> Iterator[str]:
         return  # the headline says it
     for tier, steps in groupby(one["steps"], key=lambda step: step["tier"]):
         yield f"  tier {tier}" if tier else "  profiles"
+        if not tier:
+            yield from (f"    Profile {name}: does not exist" for name in one["missing_profiles"])
         for (what, name, staged), asked in groupby(
             steps, key=lambda step: (step["what"], step["name"], step["staged"])
         ):

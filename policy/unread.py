@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import float_info
-from typing import Any
+from typing import Any, Final
 
 from fabric.errors import ConfigError
 from fabric.model.hostendpoint import HostEndpoint
-from fabric.model.policy import DEFAULT_TIER, KUBERNETES_NAME
+from fabric.model.policy import DEFAULT_TIER
 from fabric.model.wire import from_tree
 from policy import form, labels
 from policy.form import DIRECTIONS, Key
 from policy.order import TierForm
-from policy.rules import ENFORCED, Compiled, ProfileForm, instead, subject
+from policy.rules import DENIES, ENFORCED, POLICIES, Compiled, ProfileForm, is_of_kubernetes, subject
 from policy.selector import Selector
+
+HOST_STANDS: Final = "what of it can be read stands"
+HOST_IS_NONE: Final = "which link it closes cannot be told, so it closes none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,34 @@ def left(key: Key, text: str, why: str) -> Unread:
     return Unread(key, value, why)
 
 
+def instead(unread: Unread) -> str:
+    """Return what becomes of it until it is mended, in the words of everybody who tells it: log, status, get, trace."""
+    key, spec = unread.key, _spec(unread)
+    match key.kind:
+        case "Profile":
+            return "it allows nothing"
+        case "Tier":
+            order = _order(spec or {})
+            return f"it stands {'last' if order is None else f'by its order {order}'}, and denies at its end"
+        case "HostEndpoint":
+            return HOST_STANDS if host(unread) else HOST_IS_NONE
+        case kind if kind in ENFORCED:
+            if spec is None or _subject(key, spec) is None:
+                return "it decides nothing: what it selects cannot be told"
+            return DENIES
+        case kind if kind in POLICIES:
+            return "it counts nothing"
+    return "it counts as absent"
+
+
 def policy(unread: Unread) -> Compiled:
     """Return the policy that denies what an unreadable one selects, if that can be told: what else it says is not."""
     key, why, spec = unread.key, unread.why, _spec(unread)
     if key.kind not in ENFORCED:
-        return Compiled(key, problem=f"{why}; it counts nothing")
+        return Compiled(key, problem=f"{why}; {instead(unread)}")
     selected = _subject(key, spec) if spec is not None else None
     if spec is None or selected is None:
-        return Compiled(key, problem=f"{why}; what it selects cannot be told, so it decides nothing")
+        return Compiled(key, problem=f"{why}; {instead(unread)}")
     tier, types = spec.get("tier"), spec.get("types")
     known = (
         types
@@ -63,7 +86,7 @@ def policy(unread: Unread) -> Compiled:
         apply_on_forward=bool(key.namespace) or spec.get("applyOnForward") is True,
         broken=why,
     )
-    return Compiled(key, compiled, selected, problem=f"{why}; {instead(compiled)}")
+    return Compiled(key, compiled, selected, problem=f"{why}; {instead(unread)}")
 
 
 def _subject(key: Key, spec: Mapping[str, object]) -> Selector | None:
@@ -76,9 +99,9 @@ def _subject(key: Key, spec: Mapping[str, object]) -> Selector | None:
         if "global(" in own + service_accounts + namespaces:  # means nothing here, and would match everything
             return None
         found = subject(key.namespace, own, service_accounts, "" if key.namespace else namespaces)
+        return labels.of_any_orchestrator(found) if is_of_kubernetes(key, own) else found
     except ConfigError:
         return None
-    return labels.of_any_orchestrator(found) if key.name.startswith(KUBERNETES_NAME) else found
 
 
 def profile(unread: Unread) -> ProfileForm:
@@ -89,7 +112,7 @@ def profile(unread: Unread) -> ProfileForm:
         if isinstance(given, dict)
         else {}
     )
-    return ProfileForm(form.Profile(unread.key.name), handed_on, problem=f"{unread.why}; it allows nothing")
+    return ProfileForm(form.Profile(unread.key.name), handed_on, problem=f"{unread.why}; {instead(unread)}")
 
 
 def host(unread: Unread) -> HostEndpoint | None:
@@ -116,9 +139,7 @@ def host(unread: Unread) -> HostEndpoint | None:
 def tier(unread: Unread) -> TierForm:
     """Return where a tier stands, as far as that can be told. It denies at its end."""
     order = _order(_spec(unread) or {})
-    place = "last" if order is None else f"by its order {order}"
-    problem = f"{unread.why}; it stands {place}, and denies at its end"
-    return TierForm(unread.key.name, order, "Deny", problem=problem)
+    return TierForm(unread.key.name, order, "Deny", problem=f"{unread.why}; {instead(unread)}")
 
 
 def _spec(unread: Unread) -> Mapping[str, object] | None:

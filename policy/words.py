@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from policy.form import ICMP, ICMPV6, PROTOCOLS, End, Icmp, Origin, PortRange, Rule
-from policy.selector import All
+from policy.labels import ANY_WORKLOAD, IN_A_NAMESPACE
+from policy.selector import All, And, Selector, parse
 
 _NAMES: Final = {number: name.lower() for name, number in PROTOCOLS.items()}
 
@@ -24,6 +26,13 @@ _PLAIN: Final = {
     "no-endpoint": "no endpoint",
     "forward": "forwarding guard",
 }
+# What decides and has no rules, as it is called wherever that does not depend on a name.
+WITHOUT_RULES: Final = frozenset(
+    text.format(name=action)
+    for what, text in _PLAIN.items()
+    if what not in {"tier", "staged-tier"}
+    for action in ("Drop", "Accept", "Return")
+)
 
 
 def protocol(number: int) -> str:
@@ -79,18 +88,38 @@ def _end(end: End) -> str:
     if end.not_nets:
         said.append(f"not {', '.join(map(str, end.not_nets))}")
     if end.selected is not None:
-        said.append(end.selected.selector)
+        said.append(_selector(end.selected.selector))
     elif end.named and end.named[0].selector != str(All()):
-        said.append(
-            end.named[0].selector
-        )  # that of all of them: who has such a port is asked among these alone
+        # That of all of them: who has such a port is asked among these alone.
+        said.append(_selector(end.named[0].selector))
     if end.not_selected is not None:
-        said.append(f"not {end.not_selected.selector}")
+        said.append(f"not {_selector(end.not_selected.selector)}")
     if end.ports or end.named:
         said.append(_ports(end.ports, tuple(one.name for one in end.named)))
     if end.not_ports or end.not_named:
         said.append(f"not {_ports(end.not_ports, tuple(one.name for one in end.not_named))}")
     return " ".join(said)
+
+
+def _selector(text: str) -> str:
+    """Return a selector without the terms that stand for all workloads and all namespaces: nobody wrote those."""
+    terms = list(_terms(parse(text)))
+    asked = [term for term in terms if term not in {ANY_WORKLOAD, IN_A_NAMESPACE}]
+    if len(asked) == len(terms):
+        return text
+    where = "any namespace" if IN_A_NAMESPACE in terms else ""
+    if not asked:
+        return where or "any workload"
+    said = str(asked[0] if len(asked) == 1 else And(tuple(asked)))
+    return f"{said} in {where}" if where else said
+
+
+def _terms(term: Selector) -> Iterator[Selector]:
+    if isinstance(term, And):
+        for each in term.terms:
+            yield from _terms(each)
+    else:
+        yield term
 
 
 def _ports(ranges: tuple[PortRange, ...], names: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from fabric.model.base import Resource
 from fabric.model.change import stamped
 from fabric.model.wire import to_json
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.store import ipam, keys
+from fabric.store import ipam
 from fabric.store.kv import Delete, Guard, Put, Txn
 
 MAX_KEYS = 128  # what etcd takes of guards, and of operations, in one transaction (--max-txn-ops)
@@ -74,7 +74,7 @@ def attach(snapshot: Snapshot, node: str, requests: Sequence[Request], stamp: St
         except FabricError as err:
             refused[place] = err
             continue
-        keys_with_it = written | _keys(decided) | {_profile_key(request.namespace)}
+        keys_with_it = written | _keys(decided) | {endpoints.profile_key(request.namespace)}
         if len(keys_with_it) > MAX_KEYS:
             break
         written, made[place] = keys_with_it, decided
@@ -136,12 +136,14 @@ def _keys(decided: Decided) -> set[object]:
 def _profiles(snapshot: Snapshot, used: Iterable[str], stamp: Stamp) -> Iterable[Txn]:
     """Endpoints carry their namespace's profile from the first day, so nothing goes dark with policy.
 
-    One that cannot be read is there, and left alone.
+    One that cannot be read is there, and left alone. One that is gone though endpoints carry it was deleted by
+    somebody: made anew it would open them.
     """
     return (
         _create(key, stamped(namespaces.profile(namespace), stamp.now, uuid5(stamp.uid, key)))
         for namespace in used
-        if (key := _profile_key(namespace)) not in snapshot.seen
+        if (key := endpoints.profile_key(namespace)) not in snapshot.seen
+        and not endpoints.carry(snapshot, namespaces.profile_name(namespace))
     )
 
 
@@ -155,7 +157,3 @@ def _as_read(snapshot: Snapshot, key: str) -> Guard:
 
 def _key(endpoint: WorkloadEndpoint) -> str:
     return endpoints.endpoint_key(endpoint.metadata.namespace, endpoint.metadata.name)
-
-
-def _profile_key(namespace: str) -> str:
-    return keys.ResourceKey("profiles", None, namespaces.profile_name(namespace)).path

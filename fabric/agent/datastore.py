@@ -24,6 +24,7 @@ from fabric.store import cluster, sync
 from fabric.store.cache import Journal
 from fabric.store.keys import CALICO
 from fabric.store.kv import Changes, KeyValueStore, Listing
+from policy.unread import instead
 
 log = structlog.get_logger()
 
@@ -156,11 +157,7 @@ async def _lost(snapshot: Snapshot, keeper: Keeper) -> Snapshot:
 
 def _log_problems(snapshot: Snapshot, known: Mapping[str, str]) -> Mapping[str, str]:
     for key in snapshot.problems.keys() - known.keys():
-        is_policy = key in snapshot.unread and snapshot.unread[key].key.kind.endswith("NetworkPolicy")
-        what = (
-            "policy cannot be read; what it selects is denied"
-            if is_policy
-            else "object cannot be read; treated as absent"
-        )
-        log.error(what, key=key, error=snapshot.problems[key])
+        unread = snapshot.unread.get(key)
+        does = instead(unread) if unread else "it counts as absent"
+        log.error(f"object cannot be read; {does}", key=key, error=snapshot.problems[key])
     return dict(snapshot.problems)

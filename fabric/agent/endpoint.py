@@ -205,15 +205,34 @@ def _assign(
 
 
 def warnings(snapshot: Snapshot, node: str, request: Request, endpoint: WorkloadEndpoint) -> tuple[str, ...]:
-    """Return why `endpoint`, as it was attached for `request`, lacks a family that has pools."""
+    """Return what `endpoint`, as attached for `request`, lacks, and why: its profile, a family that has pools."""
+    lacks = _lacks_profile(snapshot, request)
     if request.address or request.pools:
-        return ()  # which is what was asked for
+        return lacks  # which is what was asked for
     given = {prefix.version for prefix in endpoint.spec.ip_networks}
     lacking = {pool.spec.cidr.version for pool in snapshot.all(IPPool)} - given
     if not lacking:
-        return ()
+        return lacks
     view, demand = snapshot.view(node), _demand(snapshot, request, Owner(None))
-    return tuple(filter(None, (assign.passed_over(view, version, demand) for version in sorted(lacking))))
+    why = (assign.passed_over(view, version, demand) for version in sorted(lacking))
+    return (*lacks, *filter(None, why))
+
+
+def carry(snapshot: Snapshot, profile: str) -> bool:
+    """Whether endpoints carry the profile of that name."""
+    return any(profile in endpoint.spec.profiles for endpoint in snapshot.all(WorkloadEndpoint))
+
+
+def _lacks_profile(snapshot: Snapshot, request: Request) -> tuple[str, ...]:
+    if profile_key(request.namespace) in snapshot.seen:
+        return ()
+    name = namespaces.profile_name(request.namespace)
+    why = (
+        f"Profile {name} was deleted while endpoints carry it, and was not made anew, which would open them: what no "
+        f"policy allows {request.namespace}/{request.name} is denied; `fabricctl apply` a Namespace "
+        f"{request.namespace} to have it back"
+    )
+    return (why,)
 
 
 def _demand(snapshot: Snapshot, request: Request, owner: Owner) -> Demand:
@@ -271,6 +290,11 @@ def _full_name(node: str, name: str) -> str:
 def endpoint_key(namespace: str, name: str) -> str:
     """Return where the endpoint of that full name is stored."""
     return keys.ResourceKey("workloadendpoints", namespace, name).path
+
+
+def profile_key(namespace: str) -> str:
+    """Return where the profile of that namespace is stored."""
+    return keys.ResourceKey("profiles", None, namespaces.profile_name(namespace)).path
 
 
 def node_key(node: str) -> str:

@@ -52,6 +52,7 @@ class Filters:
         self._tell(choice.problem)
         if self._in_use is None or self._in_use.backend != choice.backend:
             log.info("packet filter", backend=choice.backend, why=choice.why)
+            self._state.backend = choice.backend
             self._in_use = KernelTables(choice.backend)
             self._left = KernelTables("legacy" if choice.backend == "nft" else "nft")
             await self._passes.use(self._in_use)

@@ -21,9 +21,10 @@ FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 async def read_host(fib: NetlinkFib) -> Host:
     """Return the host as it is now; the MTU is the smallest of its links that are up and not ours.
 
-    Routes through a link without carrier are among the routes and the gateways: the host has them still.
+    Routes through a link without carrier are among the routes and the gateways: the host has them still. Ports of
+    bridges are no links for policy, unless they hold an address: a host has one for each container of Docker's.
     """
-    names, every = await facts.links_and_addresses()
+    links, every = await facts.links_and_addresses()
     held = defaultdict[str, set[Address]](set)
     for one in every:
         held[one.link].add(one.address.ip)
@@ -39,7 +40,11 @@ async def read_host(fib: NetlinkFib) -> Host:
         ),
         foreign_routes=routes,
         mtu=min((a.mtu for a in found), default=1500),
-        links={name: frozenset(held[name]) for name in names if not is_ours(name)},
+        links={
+            name: frozenset(held[name])
+            for name, is_port in links.items()
+            if not is_ours(name) and not (is_port and all(address.is_link_local for address in held[name]))
+        },
         routed_before=frozenset(v for v, name in FORWARDING.items() if before[name] not in ("", "0")),
     )
 

@@ -7,15 +7,18 @@ before that.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 import structlog
 
+from fabric.agent.drop_log import who
 from fabric.agent.state import State
 from fabric.errors import DataplaneError
 from fabric.kernel.threads import in_thread
-from policy import cut
-from policy.flows import Conntrack
+from policy import cut, words
+from policy.flows import Conntrack, Flow
+from policy.form import Address, Origin
 from policy.marks import CUT
 
 log = structlog.get_logger()
@@ -25,6 +28,7 @@ REST = 2.0  # a look waits as many times as long as the last one took, but
 LONGEST_REST = 0.5  # seconds at most: what is denied is cut within one
 RETRY = 1.0  # seconds before one that the kernel refused is tried again, doubling up to LONGEST_RETRY
 LONGEST_RETRY = 10.0
+NAMED = 10  # of the connections that were cut, in one line of the log
 
 
 async def judge(state: State, conntrack: Conntrack, *, first_retry: float = RETRY) -> None:
@@ -61,4 +65,15 @@ async def judge_once(state: State, conntrack: Conntrack) -> None:
     await conntrack.set_mark(change.clear, 0, CUT)
     state.judged(len(change.mark))
     if change.mark or change.clear:
-        log.info("live connections", cut=len(change.mark), allowed_again=len(change.clear))
+        some = zip(change.mark[:NAMED], change.by, strict=False)
+        which = "; ".join(told(flow, by, partial(who, state)) for flow, by in some)
+        named = {"which": which} if which else {}
+        log.info("live connections", cut=len(change.mark), allowed_again=len(change.clear), **named)
+
+
+def told(flow: Flow, by: Origin | None, who: Callable[[Address], str]) -> str:
+    """Return the connection in words, and what denies it; `who` says who has an address."""
+    source, reached = flow.original.source, flow.reply.source
+    asks = words.of_what(flow.reply.protocol, flow.reply.source_port, flow.original.icmp)
+    why = words.of_origin(by) if by else "policy"
+    return f"{who(source)} ({source}) -> {who(reached)} ({reached}) {asks}: denied by {why}"

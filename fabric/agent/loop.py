@@ -182,10 +182,11 @@ async def _pass(
         await passes.give_way()  # what is worked out in a thread takes the interpreter from an attach
     await read_secrets(state, again=read_back or bool(_missing_secrets(state)))
     await state.route()
-    before = state.policy_problems
     await state.police(tidy=len(edited) == len(VERSIONS))
-    for name in state.policy_problems.keys() - before.keys():
-        log.error("policy", object=name, problem=state.policy_problems[name])
+    problems = state.policy_problems
+    for name in sorted(problems.keys() - state.policy_told.keys()):
+        log.error("policy", object=name, problem=problems[name])
+    state.policy_told = problems
     outcome = await passes.run(state.compute, read_back=read_back, edited=edited, hurried=hurried)
     log_done(outcome)
     # Once each: what policy holds back has the same reason for all.

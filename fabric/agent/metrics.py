@@ -83,7 +83,7 @@ class _StateCollector(Collector):
     def _policy(self) -> Iterator[Metric]:
         yield _one(
             "fabricctl_policy_problems",
-            "objects of policy that could not be compiled; policies among them deny what they select",
+            "objects of policy that could not be compiled, or have no effect here; `fabricctl node status` says why",
             len(self.state.policy_problems),
         )
         yield _one("fabricctl_ipsets", "ipsets of this node's policy", len(self.rules.held))

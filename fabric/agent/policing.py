@@ -15,8 +15,10 @@ comes as another goes, an attach then touches sets alone, and needs no restore, 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import is_
 from typing import NamedTuple, TypeVar
 
@@ -41,7 +43,8 @@ from fabric.model.tier import Tier
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan.tables import VERSIONS, Version
 from policy import compile as compiler
-from policy.form import DIRECTIONS, Rendered, Site
+from policy import hosts
+from policy.form import DIRECTIONS, Endpoint, Key, Rendered, Site
 from policy.items import key
 from policy.render import Listed, render
 from policy.site import site
@@ -74,6 +77,32 @@ class Policing:
     world: World
     rendered: Mapping[Version, Rendered]
     composed: Composed
+
+    @property
+    def active(self) -> Mapping[str, Endpoint]:
+        """This node's host endpoints that act on a link, by its name."""
+        site = self.sites[4]  # the links in it have the addresses of both families
+        return hosts.active(self.world, site.node, site.links)
+
+    @cached_property
+    def problems(self) -> Mapping[str, str]:
+        """What is named here and is not there, by object: host endpoints' links, endpoints' profiles.
+
+        What could not be compiled, the World knows.
+        """
+        site = self.sites[4]
+        found = {str(one): why for one, why in hosts.idle(self.world, site.node, site.links).items()}
+        by_name = defaultdict[str, list[Key]](list)
+        for endpoint in self.world.local(site.node):
+            for name in endpoint.profiles:
+                if name not in self.world.profiles:
+                    by_name[name].append(endpoint.key)
+        for name, named_by in by_name.items():
+            more = f", and {len(named_by) - 1} more of this node" if len(named_by) > 1 else ""
+            found[f"Profile {name}"] = (
+                f"does not exist, and is one of {named_by[0]}{more}: it allows nothing, and gives no labels"
+            )
+        return found
 
 
 def policing(

@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from bgp.rib import prefix_order
+from fabric.agent import report_policy
 from fabric.agent.endpoint import own_labels
 from fabric.agent.report_bgp import route_json, sessions
+from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import NO_REQUIRED_SESSION, State
 from fabric.ipam.assign import own_blocks
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan.endpoints import NETNS_ANNOTATION
 from fabric.plan.routes import Route
+from policy.unread import instead
 
 Json: TypeAlias = dict[str, Any]
 
@@ -44,12 +47,13 @@ def status(state: State, now: float) -> Json:
         "sessions": sessions(state, now),
         "blocks": blocks(state),
         "workloads": len(state.snapshot.endpoints(state.node)),
+        "policy": _policy(state),
         # Once each: what policy holds back has the same reason for all.
         "refused": [*filter(None, [state.fault]), *dict.fromkeys(map(str, state.outcome.refused.values()))],
         "problems": [
             *_absence(state),
             *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),
-            *(f"{key}: {why}" for key, why in sorted(state.snapshot.problems.items())),
+            *(f"{key}: {why}" for key, why in sorted(_unread(state.snapshot).items())),
             *(f"{name}: {why}" for name, why in sorted(state.desired.peerings.problems.items())),
             *(f"{name}: {why}" for name, why in sorted(state.policy_problems.items())),
         ],
@@ -64,6 +68,30 @@ def _absence(state: State) -> list[str]:
         "takes no new workload; those it has keep their links; run `fabricctl node join` as before, or `node leave`"
     )
     return [why]
+
+
+def _unread(snapshot: Snapshot) -> dict[str, str]:
+    """Return what cannot be read, with what becomes of it where policy must know of it all the same."""
+    return {
+        key: f"{why}; {instead(snapshot.unread[key])}" if key in snapshot.unread else why
+        for key, why in snapshot.problems.items()
+    }
+
+
+def _policy(state: State) -> Json:
+    enforced, staged = report_policy.in_force(state.policing)
+    return {
+        "backend": state.backend,
+        "enforced": enforced,
+        "staged": staged,
+        "problems": len(state.policy_problems),
+        "put_back": {
+            "at": state.put_back[0],
+            "what": [f"{gap.name}: {gap.what}" for gap in state.put_back[1]],
+        }
+        if state.put_back
+        else None,
+    }
 
 
 def blocks(state: State) -> list[Json]:

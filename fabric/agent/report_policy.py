@@ -31,6 +31,8 @@ from policy.world import World
 Json: TypeAlias = dict[str, Any]
 Counters: TypeAlias = Mapping[Version, Mapping[tuple[Place, int], Counter]]
 
+ELSEWHERE = "not on this node; it may be on another, whose agent knows its counters, or not exist"
+WORKLOAD_HOOKS: tuple[Hook, ...] = ("normal",)
 HOST_HOOKS: tuple[Hook, ...] = ("untracked", "pre-dnat", "normal", "forward")
 
 
@@ -43,9 +45,9 @@ def workload(policing: Policing | None, namespace: str, name: str, counters: Cou
     here = policing.here if policing else ()
     found = [e for e in here if (e.metadata.namespace, e.spec.workload) == (namespace, name)]
     if not policing or not found:
-        raise NotFound(f"workload {namespace}/{name}: not on this node; its own node knows its counters")
+        raise NotFound(f"workload {namespace}/{name}: {ELSEWHERE}")
     key = Key("WorkloadEndpoint", namespace, found[0].metadata.name)
-    return _report(policing, policing.world.endpoints[key], ("normal",), counters)
+    return _report(policing, policing.world.endpoints[key], WORKLOAD_HOOKS, counters)
 
 
 def host(policing: Policing | None, name: str, counters: Counters) -> Json:
@@ -56,8 +58,31 @@ def host(policing: Policing | None, name: str, counters: Counters) -> Json:
     """
     found = policing.world.endpoints.get(Key("HostEndpoint", "", name)) if policing else None
     if not policing or not found or found.node != policing.sites[4].node:
-        raise NotFound(f"HostEndpoint {name}: not on this node; its own node knows its counters")
-    return _report(policing, found, HOST_HOOKS, counters)
+        raise NotFound(f"HostEndpoint {name}: {ELSEWHERE}")
+    return {
+        **_report(policing, found, HOST_HOOKS, counters),
+        "links": sorted(link for link, one in policing.active.items() if one.key == found.key),
+        "inactive": policing.problems.get(str(found.key), ""),
+    }
+
+
+def in_force(policing: Policing | None) -> tuple[int, int]:
+    """Return how many policies select an endpoint of this node: those that are enforced, and staged ones."""
+    if not policing:
+        return 0, 0
+    world = policing.world
+    asked = [(one, WORKLOAD_HOOKS) for one in world.local(policing.sites[4].node) if not one.is_host]
+    asked += [(one, HOST_HOOKS) for one in policing.active.values()]
+    found = {
+        policy.key: policy.staged
+        for one, hooks in asked
+        for hook in hooks
+        for direction in DIRECTIONS
+        for tier in world.applied(one.key, direction, hook).tiers
+        for policy in tier.policies
+    }
+    staged = sum(found.values())
+    return len(found) - staged, staged
 
 
 def _report(policing: Policing, endpoint: Endpoint, hooks: tuple[Hook, ...], counters: Counters) -> Json:
@@ -126,6 +151,9 @@ def _layers(
         owner = Origin("profile", profile.name, direction)
         rules = _rules(profile.rules(direction), owner, counted)
         yield _layer("profile", profile.name, hook) | {"rules": rules}
+    for name in endpoint.profiles:
+        if name not in world.profiles:
+            yield _layer("profile", name, hook) | {"missing": True}
     end = counted.of(Origin("no-profile", "", direction), chain)
     yield _layer("no-profile", "", hook) | {"end": {"action": "Deny"} | end}
 
@@ -152,6 +180,7 @@ def _layer(what: str, name: str, hook: Hook) -> Json:
         "order": None,
         "staged": False,
         "broken": "",
+        "missing": False,
         "rules": [],
         "end": None,
     }

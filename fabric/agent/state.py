@@ -16,6 +16,7 @@ from fabric.agent.policing import Policing, policing, with_own
 from fabric.agent.reaction import Reaction
 from fabric.agent.ribs import Ribs
 from fabric.agent.routing import Host, Routing, routing
+from fabric.agent.rules import Gap
 from fabric.agent.snapshot import Snapshot, fold, written
 from fabric.model.node import Node
 from fabric.plan.tables import Version
@@ -30,7 +31,8 @@ class State:
 
     `fault` is why the last pass could not be completed, "" where it was; `copy_problem` why there is no copy
     of the datastore on disk to start from; `upkeep_problems` what IPAM could not give this node; `filter_problem` what
-    is wrong with the host's packet filters.
+    is wrong with the host's packet filters, of which `backend` is in use; `put_back` what others had last changed of
+    ours, and when (Unix epoch); `policy_told` which problems of policy are in the log.
 
     `snapshot`, `ribs` and `host` change through `update`, which wakes the pass loop and everyone who waits in
     `until`; what the pass loop itself reads of the host needs no waking. `secrets` has those of `secret_refs` that
@@ -53,6 +55,9 @@ class State:
     copy_problem: str = ""
     upkeep_problems: tuple[str, ...] = ()
     filter_problem: str = ""
+    backend: str = ""
+    put_back: tuple[float, tuple[Gap, ...]] | None = None
+    policy_told: Mapping[str, str] = field(default_factory=dict)
     passes: int = 0
     policed: bool = False  # policy has been in force once
     cuts: int = 0
@@ -126,6 +131,8 @@ class State:
         self.outcome = outcome
         self.passes += 1
         self.policed |= outcome.unpoliced is None
+        if outcome.gaps:
+            self.put_back = time.time(), outcome.gaps
         self.reaction.applied(time.monotonic())
         self._notify()
 
@@ -158,11 +165,15 @@ class State:
 
     @property
     def policy_problems(self) -> Mapping[str, str]:
-        """What of the policy could not be compiled, by object, and why; what could not be read is told apart."""
+        """What of the policy could not be compiled, or has no effect here, by object, and why.
+
+        What could not be read is told apart.
+        """
         if not self.policing:
             return {}
         unread = {str(one.key) for one in self.policing.resources.unread}
-        return {name: why for name, why in self.policing.world.problems.items() if name not in unread}
+        compiled = {name: why for name, why in self.policing.world.problems.items() if name not in unread}
+        return {**self.policing.problems, **compiled}
 
     @property
     def registered(self) -> bool:

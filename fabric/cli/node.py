@@ -290,17 +290,32 @@ def _print_status(answer: dict[str, Any]) -> None:
     print(f"datastore  {_datastore(store)}, revision {store['revision']}")
     print(f"speaker    {'connected' if answer['speaker']['connected'] else 'not connected'}")
     print(f"workloads  {answer['workloads']}")
+    print(f"policy     {_policy(answer['policy'])}")
     print()
     _print_sessions(answer["sessions"])
     print()
     output.table(["BLOCK", "HELD", "SIZE"], [(b["prefix"], b["held"], b["size"]) for b in answer["blocks"]])
     for title, lines in (
         ("refused by the kernel", answer["refused"]),
-        ("without effect or not readable", answer["problems"]),
+        ("problems", answer["problems"]),
     ):
         if lines:
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines))
+
+
+def _policy(policy: dict[str, Any]) -> str:
+    said = [
+        f"{policy['enforced']} in force here, {policy['staged']} staged",
+        policy["backend"] or "no packet filter yet",
+    ]
+    if policy["problems"]:
+        said.append(f"problems: {policy['problems']}")
+    if last := policy["put_back"]:
+        first, *others = last["what"]
+        more = f" and {len(others)} more" if others else ""
+        said.append(f"put back {output.age(time.time() - last['at'])} ago ({first}{more})")
+    return ", ".join(said)
 
 
 def _datastore(store: dict[str, Any]) -> str:

@@ -43,13 +43,21 @@ def _fitted(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     columns = [[len(cell) for cell in column] for column in zip(headings, *rows, strict=True)]
     fits = sum(max(column) + len(GAP) for column in columns) - len(GAP) <= console.width
     lines = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold cyan")
-    for heading, (_, *cells) in zip(headings, columns, strict=True):
+    for heading, (_, *cells), (_, *texts) in zip(
+        headings, columns, zip(headings, *rows, strict=True), strict=True
+    ):
         # Where it is tight, headings are broken first: names are copied from a table, headings are not.
         limit = None if fits else max([NARROW, *cells])
-        lines.add_column(heading, overflow="fold", max_width=limit)
+        # A number that goes on in the next line is another number.
+        whole = max([NARROW, *cells]) if all(map(_is_number, texts)) else None
+        lines.add_column(heading, overflow="fold", min_width=whole, max_width=limit)
     for row in rows:
         lines.add_row(*map(Text, row))
     console.print(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.isdecimal()
 
 
 def document(value: Any, form: Format) -> None:

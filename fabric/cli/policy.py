@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from fabric.cli import completion, output
 from fabric.cli.options import MaybeFiles, Output, Recursive
 from fabric.cli.output import Format
 from fabric.config import AGENT_SOCKET
-from fabric.errors import FabricError
+from fabric.errors import ConfigError, FabricError, NotFound
 
 if TYPE_CHECKING:
     from fabric.ops.staging import Done
@@ -59,7 +60,11 @@ class Family(StrEnum):
 def try_cases(
     cases: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Files with cases.", click_type=completion.FILE),
+        typer.Argument(
+            metavar="FILE...",
+            help="Files with cases; a directory is its *.test.yaml and *.test.yml.",
+            click_type=completion.FILE,
+        ),
     ],
     filename: MaybeFiles = None,
     recursive: Recursive = False,
@@ -75,7 +80,7 @@ def try_cases(
 
     Example: fabricctl policy test tests/shop.yaml
 
-    Example: fabricctl policy test tests/*.yaml -R -f policies/ --junit report.xml
+    Example: fabricctl policy test policies/ -R --junit report.xml
     """
     from fabric.ops import policy_cases
 
@@ -172,11 +177,15 @@ def _told(done: Sequence[Done], dry_run: bool) -> None:
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="ENDPOINT", help="A workload of this node, as [NAMESPACE/]NAME.")
+        str,
+        typer.Argument(
+            metavar="ENDPOINT",
+            help="A workload of this node, as NAMESPACE/NAME, or NAME where one alone has it.",
+        ),
     ],
     namespace: Annotated[
-        str, typer.Option("-n", "--namespace", help="Namespace of the workload.")
-    ] = "default",
+        str | None, typer.Option("-n", "--namespace", help="Namespace of the workload.")
+    ] = None,
     host: Annotated[bool, typer.Option("--host", help="ENDPOINT is a host endpoint.")] = False,
     form: Output = Format.TABLE,
 ) -> None:
@@ -195,16 +204,47 @@ def show(
         output.document(found, form)
 
 
-def _shown(name: str, namespace: str, host: bool, at: Path = AGENT_SOCKET) -> Json:
-    asked = {"host": name} if host else {"workload": name if "/" in name else f"{namespace}/{name}"}
+def _shown(name: str, namespace: str | None, host: bool, at: Path = AGENT_SOCKET) -> Json:
+    asked = {"host": name} if host else {"workload": _workload(name, namespace, at)}
     found: Json = client.call("GET", f"/v1/policy/endpoint?{urlencode(asked)}", at=at)
     return found
+
+
+def _workload(name: str, namespace: str | None, at: Path) -> str:
+    """Return which workload of this node is meant, as NAMESPACE/NAME.
+
+    Raises:
+        ConfigError: it is in another namespace than is asked for, or more than one is called so.
+        NotFound: none of this node is called so; another node may have it, or none.
+    """
+    within, slash, bare = name.rpartition("/")
+    if slash and namespace not in {None, within}:
+        raise ConfigError(f'"{name}" is in namespace {within}, and -n says {namespace}; say one of them')
+    wanted = name if slash else f"{namespace}/{name}" if namespace else ""
+    here = [f"{one['namespace']}/{one['name']}" for one in client.call("GET", "/v1/workloads", at=at)]
+    found = [one for one in here if one == wanted or (not wanted and one.rpartition("/")[2] == bare)]
+    if len(found) > 1:
+        raise ConfigError(f'"{name}" is more than one: {", ".join(sorted(found))}; say NAMESPACE/NAME')
+    if not found:
+        close = get_close_matches(wanted or name, here if wanted else [*here, *map(_bare, here)], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise NotFound(
+            f'"{wanted or name}" is no workload of this node; it may be on another, which knows its counters, or '
+            f"there is none{hint}"
+        )
+    return found[0]
+
+
+def _bare(workload: str) -> str:
+    return workload.rpartition("/")[2]
 
 
 def _print_shown(found: Json) -> None:
     held = ", ".join(found["addresses"])
     link = f" on {found['interface']}" if found["interface"] else ""
     print(f"{found['endpoint']}, node {found['node']}: {held}{link}")
+    if why := found.get("inactive"):
+        print(f"not in force: {why}")
     for direction in ("ingress", "egress"):
         print(f"\n{direction}")
         rows = [row for layer in found[direction] for row in _rows(layer)]
@@ -221,7 +261,8 @@ def _rows(layer: Json) -> Iterator[tuple[object, ...]]:
         why = f"broken: {layer['broken']}" if layer["broken"] else "-"
         yield tier, name, "-", end["action"], why, _count(end["packets"]), _count(end["bytes"])
     elif not layer["rules"]:
-        yield tier, name, "-", "-", "no rules in this direction", "-", "-"
+        why = "does not exist" if layer.get("missing") else "no rules in this direction"
+        yield tier, name, "-", "-", why, "-", "-"
     for rule in layer["rules"]:
         counted = _count(rule["packets"]), _count(rule["bytes"])
         yield tier, name, rule["rule"], rule["action"], rule["match"], *counted

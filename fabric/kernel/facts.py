@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
+from typing import Any
 
 from fabric.kernel.netlink import IFF_LOWER_UP, IFF_UP, RTEXT_FILTER_SKIP_STATS, dump
 from fabric.kernel.threads import in_thread
@@ -66,8 +67,11 @@ async def addresses() -> list[HostAddress]:
     return (await links_and_addresses())[1]
 
 
-async def links_and_addresses() -> tuple[list[str], list[HostAddress]]:
-    """Return the names of all links of this network namespace, and every address, in the kernel's order."""
+async def links_and_addresses() -> tuple[dict[str, bool], list[HostAddress]]:
+    """Return all links of this network namespace by name, and every address, in the kernel's order.
+
+    Of each link whether it is a port of a bridge: IP packets come in by the bridge then, and not by it.
+    """
     links = {link["index"]: link for link in await dump("link", ext_mask=RTEXT_FILTER_SKIP_STATS)}
     found = []
     for message in await dump("addr"):
@@ -80,7 +84,11 @@ async def links_and_addresses() -> tuple[list[str], list[HostAddress]]:
         value = ip_interface((address, message["prefixlen"]))
         name, up, carrier = link.get_attr("IFLA_IFNAME"), link["flags"] & IFF_UP, link["flags"] & IFF_LOWER_UP
         found.append(HostAddress(name, value, bool(up), kind, link.get_attr("IFLA_MTU"), bool(carrier)))
-    return [link.get_attr("IFLA_IFNAME") for link in links.values()], found
+    return {link.get_attr("IFLA_IFNAME"): _is_port(link) for link in links.values()}, found
+
+
+def _is_port(link: Any) -> bool:
+    return bool(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") == "bridge")
 
 
 async def listeners(port: int) -> list[Listener]:

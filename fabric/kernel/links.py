@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 
 from fabric.errors import DataplaneError
 from fabric.kernel import netlink
-from fabric.kernel.netlink import NUD_PERMANENT, Hop, Request, Rtnl, dump
+from fabric.kernel.netlink import NUD_PERMANENT, Hop, Pair, Request, Rtnl, dump
 from fabric.kernel.threads import enter, home_and_target, in_thread
 from fabric.plan.links import GATEWAY4, HOST_LINK_LOCAL, HOST_MAC, HostLink, Neighbour, Veth, is_ours
 
@@ -147,16 +147,26 @@ def _make(veth: Veth, home: int, host: Rtnl, container: Rtnl) -> bool:
         if err.code != errno.EEXIST:
             raise
     inside, outside = container.link(veth.interface), host.link(veth.name)
-    if inside and outside and inside == outside[::-1]:
+    if inside and outside and inside.is_with(outside):
         return False
     if inside:
         what = f"link {veth.name}: interface {veth.interface} in {veth.netns}"
-        hint = "the container has one of that name already, which is not ours; nothing was changed"
-        raise DataplaneError(what, errno.EEXIST, hint)
+        raise DataplaneError(what, errno.EEXIST, f"{_instead(veth, inside, host)}; nothing was changed")
     # The name's last life is still in some other namespace: a container that is going away.
     host.run([netlink.link_delete(veth.name)])
     container.run([request], "nothing was changed")
     return True
+
+
+def _instead(veth: Veth, inside: Pair, host: Rtnl) -> str:
+    """Return what the interface is that the container has already."""
+    if inside.mac != veth.mac:
+        return "the container has one of that name already, which is not this workload's"
+    other = host.link(inside.peer)
+    if not other or not other.is_with(inside):
+        return "it is ours, and its other end is not on this host any more; delete it, and it is made anew"
+    back = f"`ip link set {other.name} down`, then `ip link set {other.name} name {veth.name}`, gives it back"
+    return f"it is ours, and its other end was renamed to {other.name}; {back}"
 
 
 def _settle_container(veth: Veth, container: Rtnl, *, fresh: bool) -> None:

@@ -297,16 +297,31 @@ class Netlink:
         return HEADER.pack(length, request.kind, flags, self._sequence, 0) + request.body
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One end of a veth pair; `peer` is the index of the other one, wherever that is."""
+
+    index: int
+    peer: int
+    name: str
+    mac: str
+
+    def is_with(self, other: Pair) -> bool:
+        """Whether their indices fit, as those of the ends of one pair do."""
+        return (self.index, self.peer) == (other.peer, other.index)
+
+
 class Rtnl(Netlink):
     """One rtnetlink socket."""
 
     def __init__(self) -> None:
         super().__init__(socket.NETLINK_ROUTE)
 
-    def link(self, name: str) -> tuple[int, int] | None:
-        """Return the index of the link called `name` and that of its peer, or None if there is none."""
-        body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name)
-        self._socket.send(self._number(Request(name, RTM_GETLINK, 0, body)))
+    def link(self, asked: str | int) -> Pair | None:
+        """Return the link of that name or index, or None if there is none."""
+        index = asked if isinstance(asked, int) else 0
+        body = IFINFO.pack(0, 0, index, 0, 0) + (text(IFLA_IFNAME, asked) if isinstance(asked, str) else b"")
+        self._socket.send(self._number(Request(str(asked), RTM_GETLINK, 0, body)))
         found = None
         while True:
             for kind, _flags, sequence, payload in messages(self._socket.recv(65536)):
@@ -316,7 +331,8 @@ class Rtnl(Netlink):
                     return found
                 attrs = dict(attributes(payload[IFINFO.size :]))
                 peer = struct.unpack("=i", attrs.get(IFLA_LINK, bytes(4)))[0]
-                found = (IFINFO.unpack_from(payload)[2], peer)
+                name, mac = attrs[IFLA_IFNAME].rstrip(b"\0").decode(), attrs.get(IFLA_ADDRESS, b"").hex(":")
+                found = Pair(IFINFO.unpack_from(payload)[2], peer, name, mac)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

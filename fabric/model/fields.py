@@ -44,11 +44,12 @@ _KEY = re.compile(rf"({DNS_NAME}/)?{_WORD}")
 
 
 def broken(
-    rule: str, *path: str | int, value: object = None, needs: tuple[str, ...] = ()
+    rule: str, *path: str | int, value: object = None, needs: tuple[str, ...] | None = None
 ) -> PydanticCustomError:
     """Return the error to raise from a validator when `rule` is broken at `path` below what it validates.
 
-    `needs` are the fields whose absence breaks it: where one of them is itself wrong, nobody knows.
+    `needs` are the fields whose absence breaks it: where one of them is itself wrong, nobody knows. () is none: what
+    else is wrong does not matter. None is whatever is below.
     """
     context = {"rule": rule, "path": path, "value": value, "needs": needs}
     return PydanticCustomError("broken_rule", "{rule}", context)

@@ -128,7 +128,7 @@ class Rule(Model):
             raise broken("needs action Allow", "http", needs=("action",))
         families = {net.version for net in self._nets()} | ({self.ip_version} if self.ip_version else set())
         if len(families) > 1:
-            raise ValueError("nets, notNets and ipVersion of one rule must be of one address family")
+            raise broken("nets, notNets and ipVersion of one rule must be of one address family", needs=())
         server = self.destination
         if server.services and server.ports + server.not_ports:
             rule = "as the destination exclude ports and notPorts: a service has its own"

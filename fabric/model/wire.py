@@ -284,11 +284,11 @@ def _stand_in(
 
 def _follows(error: ErrorDetails, unsure: set[Path]) -> bool:
     """Whether `error` may be there only because what is `unsure` is not what was meant."""
-    path, needs = _path(error), error.get("ctx", {}).get("needs", ())
-    doubted = [(*error["loc"], need) for need in needs]
+    path, needs = _path(error), error.get("ctx", {}).get("needs")
+    doubted = [(*error["loc"], need) for need in needs or ()]
     return any(
         path[: len(at)] == at
-        or (at[: len(path)] == path and not needs)
+        or (at[: len(path)] == path and needs is None)
         or any(at[: len(need)] == need for need in doubted)
         for at in unsure
     )

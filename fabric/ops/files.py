@@ -17,6 +17,7 @@ from fabric.model.yaml import MAX_BYTES, TOO_LARGE, Entry, entries, unreadable, 
 
 STDIN = "-"
 SUFFIXES = (".yaml", ".yml", ".json")
+TESTS = (".test.yaml", ".test.yml")  # of `policy test`: they lie beside the policies, and hold no resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def read(names: Sequence[str], *, recursive: bool = False) -> list[Given]:
 
     Args:
         names: files, directories, or "-" for standard input. A directory stands for its *.yaml, *.yml and
-            *.json files in alphabetical order.
+            *.json files in alphabetical order, without those of TESTS.
         recursive: take those in a directory's subdirectories too.
 
     Raises:
@@ -186,7 +187,7 @@ def _within(directory: Path, recursive: bool) -> list[Path]:
     found: list[Path] = []
     for path in sorted(directory.iterdir()):
         if not path.is_dir():
-            found += [path] * (path.suffix in SUFFIXES)
+            found += [path] * (path.suffix in SUFFIXES and not path.name.endswith(TESTS))
         elif recursive and not path.is_symlink():  # a link may lead back up
             found += _within(path, recursive)
     return found

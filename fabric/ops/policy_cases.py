@@ -27,6 +27,7 @@ def tried(names: Sequence[str], given: Sequence[str] = (), *, recursive: bool = 
     """Return how the cases in the test files `names` come out.
 
     Args:
+        names: test files; a directory is its *.test.yaml and *.test.yml.
         given: files and directories of resources, in place of those that the test files name.
         recursive: take those in a directory's subdirectories too.
 
@@ -37,7 +38,7 @@ def tried(names: Sequence[str], given: Sequence[str] = (), *, recursive: bool = 
     suites = []
     for name in names:
         try:
-            suites.append(cases.read(_text(name), name))
+            suites += [cases.read(_text(file), file) for file in _files(name, recursive)]
         except ConfigError as err:
             errors.append(str(err))
     if errors:
@@ -46,6 +47,18 @@ def tried(names: Sequence[str], given: Sequence[str] = (), *, recursive: bool = 
     if errors:
         raise ConfigError("\n".join(errors))
     return [one for one in found if one]
+
+
+def _files(name: str, recursive: bool) -> list[str]:
+    if not Path(name).is_dir():
+        return [name]
+    within = Path(name).rglob("*") if recursive else Path(name).iterdir()
+    found = sorted(str(path) for path in within if path.name.endswith(files.TESTS))
+    if not found:
+        raise ConfigError(
+            f"{name}: a directory without {' or '.join(f'*{end}' for end in files.TESTS)} files"
+        )
+    return found
 
 
 def _text(name: str) -> str:

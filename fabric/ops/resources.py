@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from fabric.errors import ConfigError, NotFound
@@ -194,28 +194,33 @@ async def get(
 
 @dataclass(frozen=True, slots=True)
 class Listed(Generic[R]):
-    """All of a kind that can be read; and of each that cannot its key, and why."""
+    """All of a kind that can be read; and of each that cannot its key, and why, and what becomes of it meanwhile."""
 
     resources: tuple[R, ...]
     unreadable: Mapping[str, str]
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
         """What to tell an operator of those that cannot be read, a line each."""
-        return [f"{key}: cannot be read, and counts as absent: {why}" for key, why in self.unreadable.items()]
+        return [
+            f"{key}: cannot be read: {why}; {self.instead.get(key, 'it counts as absent')}"
+            for key, why in self.unreadable.items()
+        ]
 
 
 async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | None = None) -> Listed[R]:
     """Return every resource of `kind`, whose class is `cls`; `namespace` None means all of them.
 
-    One that cannot be read counts as absent, as the agents see it, and does not hide the others.
+    One that cannot be read is not among them, and does not hide the others.
     """
-    found, unreadable = [], {}
+    found, unreadable, instead = [], {}, {}
     for item in await _items(kv, kind, namespace):
         try:
             resource = decode(item)
         except ConfigError as err:
             unreadable[item.key] = str(err)
+            instead[item.key] = _instead(item, kind)
             continue
         if kind is kinds.KUBERNETES_POLICY:
             try:
@@ -225,7 +230,17 @@ async def listing(kv: KeyValueStore, cls: type[R], kind: Kind, namespace: str | 
         if isinstance(resource, cls):
             found.append(resource)
     found += [resource for resource in _built_in(kind) if isinstance(resource, cls)]
-    return Listed(tuple(found), unreadable)
+    return Listed(tuple(found), unreadable, instead)
+
+
+def _instead(item: KeyValue, kind: Kind) -> str:
+    from policy import form, unread  # only here: rules take long to import
+
+    match keys.parse(item.key):
+        case keys.ResourceKey(_, namespace, name):
+            key = form.Key(kind.name, namespace or "", name)
+            return unread.instead(unread.left(key, item.value, ""))
+    return "it counts as absent"
 
 
 def _built_in(kind: Kind) -> tuple[Resource, ...]:

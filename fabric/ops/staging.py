@@ -36,7 +36,7 @@ async def promote(
     """Enforce what the staged policy of that name says, and delete it; one that says Delete takes the policy away.
 
     Args:
-        name: its name, or KIND/NAME.
+        name: its name, or KIND/NAME. A policy of Kubernetes goes by its own name and by knp.default.NAME.
         namespace: where it is; None for "default", or for a global one.
 
     Raises:
@@ -45,6 +45,9 @@ async def promote(
         Conflict: others write them at the same moment.
     """
     wanted = _keys(name, namespace, tuple(staging.ENFORCED))
+    wanted += [
+        key._replace(name=_respelt(key.name)) for key in wanted if key.kind != "StagedGlobalNetworkPolicy"
+    ]
 
     async def once() -> tuple[Txn, list[Done]]:
         key, item = await _only(kv, name, wanted)
@@ -73,15 +76,13 @@ async def stage(
 ) -> list[Done]:
     """Make a staged policy of the enforced one of that name: it then counts what it would deny, and denies nothing.
 
-    Arguments and errors are those of `promote`; a policy of Kubernetes goes by its own name, too.
+    Arguments and errors are those of `promote`.
 
     Raises:
         Taken: a staged policy of that name is there already.
     """
     wanted = _keys(name, namespace, tuple(staging.STAGED))
-    wanted += [
-        key._replace(name=f"{KUBERNETES_NAME}{key.name}") for key in wanted if key.kind == "NetworkPolicy"
-    ]
+    wanted += [key._replace(name=_respelt(key.name)) for key in wanted if key.kind == "NetworkPolicy"]
 
     async def once() -> tuple[Txn, list[Done]]:
         key, item = await _only(kv, name, wanted)
@@ -110,12 +111,22 @@ def _keys(name: str, namespace: str | None, among: Sequence[str]) -> list[Key]:
     ]
 
 
+def _respelt(name: str) -> str:
+    """Return the other spelling of a name: with what marks a policy of Kubernetes, or without."""
+    bare = name.removeprefix(KUBERNETES_NAME)
+    return bare if bare != name else f"{KUBERNETES_NAME}{name}"
+
+
 async def _only(kv: KeyValueStore, name: str, wanted: Sequence[Key]) -> tuple[Key, KeyValue]:
+    """Return the one of `wanted` that there is; what is spelt as `name` comes before what is spelt otherwise."""
     found = [(key, item) for key in wanted if (item := await kv.get(_path(key)))]
+    spelt = name.rpartition("/")[2]
+    found = [one for one in found if one[0].name == spelt] or found
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotFound(f'policy "{name}": there is no {" or ".join(map(str, wanted))}; nothing was written')
+        asked = " or ".join(str(key) for key in wanted if key.name == spelt)
+        raise NotFound(f'policy "{name}": there is no {asked}; nothing was written')
     raise ConfigError(
         f'policy "{name}": is more than one: {", ".join(str(key) for key, _ in found)}; say -n NAMESPACE, or '
         "KIND/NAME; nothing was written"

@@ -77,7 +77,7 @@ def test_diff_tells_between_whom_verdicts_change_and_staging_takes_them_back(etc
     code, out, err = fabricctl(etcd, "diff", "-f", "-", text=DENY)
     assert (code, err) == (1, "")
     assert out.endswith(
-        "\nverdicts that change (4 pairs looked at, asked for tcp/5432, other tcp):\n"
+        "\nverdicts that change (5 pairs of ends tried, each with tcp/5432, any other tcp port):\n"
         "  shop/web -> shop/db  tcp/5432: allow -> deny by NetworkPolicy shop/shut ingress rule 0\n"
     )
     ok(etcd, "apply", "-f", "-", text=DENY)

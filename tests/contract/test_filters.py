@@ -13,8 +13,10 @@ from fabric.agent.desired import Desired
 from fabric.agent.filters import Filters
 from fabric.agent.passes import Outcome, Passes
 from fabric.agent.rules import Rules
+from fabric.agent.settings import Backend
 from fabric.agent.state import State
 from fabric.kernel.ipsets import NetlinkIPSets
+from fabric.plan.tables import VERSIONS
 from policy.form import IPSet, Line, Rendered
 from tests.contract.netns import Namespace
 from tests.fakes.fib import FakeFib
@@ -148,17 +150,31 @@ def test_what_others_do_to_our_rules_is_heard_and_put_back(host: Namespace) -> N
     host.run(run())
 
 
-def test_a_set_that_somebody_flushes_is_noticed(host: Namespace) -> None:
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("flush fab4-s", "1 of 1 members are gone"),
+        ("del fab4-s 10.0.0.1", "1 of 1 members are gone"),
+        ("add fab4-s 203.0.113.9", "1 members of others"),
+        ("create fab4-t hash:net", "was not there"),
+    ],
+)
+def test_what_others_do_to_our_sets_is_noticed_and_put_back_without_anything_being_told(
+    host: Namespace, backend: Backend, command: str, what: str
+) -> None:
     async def run() -> None:
         async with asyncio.timeout(10), agent() as (filters, passes, state):
-            await filters.settle("nft")
+            await filters.settle(backend)
             await passes.run(lambda: DESIRED)
-            await asyncio.to_thread(host.command, "ipset", "flush", "fab4-s")
-            while not state.edited:
+            before = await asyncio.to_thread(host.command, "ipset", "save")
+            await asyncio.to_thread(host.command, "ipset", *command.split())
+            while len(state.edited) < len(VERSIONS):
                 await state.dirty.wait()
                 state.dirty.clear()
             outcome = await passes.run(lambda: DESIRED, edited=frozenset(state.edited))
-            assert [gap.name for gap in outcome.gaps] == ["fab4-s"]
-            assert "10.0.0.1" in await asyncio.to_thread(host.command, "ipset", "list", "fab4-s")
+            assert [(gap.name, gap.what) for gap in outcome.gaps] == [(command.split()[1], what)]
+            assert passes.rules.gaps["sets"] == 1
+            assert await asyncio.to_thread(host.command, "ipset", "save") == before
 
     host.run(run())

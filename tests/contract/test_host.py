@@ -93,6 +93,18 @@ def test_all_links_but_ours_are_known_with_their_addresses_up_or_down(space: Nam
     }
 
 
+def test_ports_of_a_bridge_are_no_links_that_packets_come_in_by_but_their_addresses_are_the_hosts(
+    space: Namespace,
+) -> None:
+    before = space.run(read()).links.keys()
+    space.ip("link", "add", "br0", "type", "bridge")
+    for port in ("c1", "c2"):
+        space.ip("link", "add", port, "type", "veth", "peer", "name", f"{port}-inside")
+        space.ip("link", "set", port, "up", "master", "br0")
+    space.ip("address", "add", "10.9.0.1/24", "dev", "c2")
+    assert space.run(read()).links.keys() - before == {"br0", "c2", "c1-inside", "c2-inside"}
+
+
 def test_a_host_that_forwards_already_routed_before(space: Namespace) -> None:
     assert space.run(read()).routed_before == set()
     path = Path("/proc/sys/net/ipv6/conf/all/forwarding")

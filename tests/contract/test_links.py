@@ -234,6 +234,27 @@ def test_an_interface_that_is_not_ours_is_left_alone(real: Bench) -> None:
     assert "peer0" in real.container.ip("link")
 
 
+def test_an_interface_of_ours_whose_other_end_was_renamed_is_told_as_that(real: Bench) -> None:
+    veth = real.veth()
+    assert real.heal(veth) == {}
+    for command in (f"set {veth.name} down", f"set {veth.name} name mine0"):
+        real.host.ip("link", *command.split())
+    [why] = real.heal(veth).values()
+    assert (
+        "other end was renamed to mine0; `ip link set mine0 down`, then `ip link set mine0 name fab"
+        in f"{why}"
+    )
+    real.host.ip("link", "set", "mine0", "name", veth.name)
+    assert real.heal(veth) == {}
+    assert real.plan(veth) == []
+    with Namespace() as elsewhere:
+        real.host.ip("link", "set", veth.name, "netns", _named(elsewhere))
+        [why] = real.heal(veth).values()
+        assert "its other end is not on this host any more" in str(why)
+        real.container.ip("link", "delete", "eth0")
+        assert real.heal(veth) == {}
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [

@@ -320,3 +320,24 @@ async def test_while_the_datastore_is_locked_agents_wait(verb: str) -> None:
                 else node.workloads.detach("default", "web")
             )
         assert not node.state.snapshot.whole
+
+
+UNREAD = {
+    "it denies what it selects": '{"spec": {"selector": "all()", "order": "first"}}',
+    "it decides nothing: what it selects cannot be told": '{"spec": {"selector": "app = 1"}}',
+}
+
+
+@pytest.mark.parametrize(("does", "value"), UNREAD.items(), ids=UNREAD.keys())
+async def test_a_policy_that_cannot_be_read_is_told_with_what_becomes_of_it(does: str, value: str) -> None:
+    key = keys.ResourceKey("globalnetworkpolicies", None, "p").path
+    with capture_logs() as logged:
+        async with running(kv := FakeEtcd()) as node:
+            await kv.commit(Txn((), (Put(key, value),)))
+            await node.caught_up()
+            [problem] = report.status(node.state, 0.0)["problems"]
+    assert problem.startswith(f"{key}: ")
+    assert problem.endswith(f"; {does}")
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == [
+        f"object cannot be read; {does}"
+    ]

@@ -124,3 +124,20 @@ async def test_a_kernel_without_connection_tracking_is_told_once_and_asked_again
         assert [line["error"] for line in logged if line["log_level"] == "warning"] == [
             "conntrack dump: Invalid argument [EINVAL]; nothing was changed"
         ]
+
+
+async def test_what_is_cut_is_named_with_what_denies_it_ten_of_them_at_most() -> None:
+    async with running(await with_web()) as node:
+        await node.workloads.attach(request("web", address=WEB))
+        held = conntrack(*(flow(port) for port in range(1, 13)))
+        await policy_is(node, denied=True)
+        with capture_logs() as logged:
+            await live.judge_once(node.state, held)
+            await live.judge_once(node.state, held)
+        [line] = logged
+        assert (line["event"], line["cut"]) == ("live connections", 12)
+        which = line["which"].split("; ")
+        assert len(which) == live.NAMED
+        assert set(which) == {
+            "outside (198.51.100.9) -> default/web (10.0.0.5) tcp/80: denied by GlobalNetworkPolicy deny ingress rule 0"
+        }

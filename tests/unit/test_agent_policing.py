@@ -13,6 +13,7 @@ from fabric.model import namespaces
 from fabric.model.base import Resource
 from fabric.model.extensions import FORWARDING
 from fabric.model.felixconfiguration import FelixConfiguration
+from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.networkset import GlobalNetworkSet
 from fabric.model.node import Node
 from fabric.model.policy import GlobalNetworkPolicy
@@ -201,3 +202,18 @@ def test_a_stored_policy_that_cannot_be_read_denies_what_it_selects() -> None:
     mended = fold(snapshot, Changes(bad.revision + 1, deletes=(bad.key,)))
     assert not mended.unread
     assert alike(policing("n1", mended, HOST, found), KNOWN)
+
+
+def test_what_is_named_here_and_is_not_there_is_told() -> None:
+    card = HostEndpoint.model_validate(
+        {"metadata": {"name": "card"}, "spec": {"node": "n1", "interfaceName": "ens3"}}
+    )
+    assert KNOWN.problems == {}
+    found = policing("n1", stored(SNAPSHOT, card, gone=[namespaces.profile("default")]), HOST, KNOWN)
+    assert found.problems == {
+        "HostEndpoint card": "node n1 has no link ens3, or that is a port of a bridge: it acts on nothing",
+        "Profile kns.default": "does not exist, and is one of WorkloadEndpoint default/n1-fabricctl-db-eth0, and 1 "
+        "more of this node: it allows nothing, and gives no labels",
+    }
+    again = policing("n1", stored(SNAPSHOT), replace(HOST, links={"ens3": frozenset()}), found)
+    assert again.problems == {}

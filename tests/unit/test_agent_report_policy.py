@@ -7,6 +7,7 @@ import pytest
 from fabric.agent import report_policy
 from fabric.agent.policing import Policing, policing
 from fabric.errors import NotFound
+from fabric.model import namespaces
 from fabric.model.base import Resource
 from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.policy import GlobalNetworkPolicy, StagedGlobalNetworkPolicy
@@ -95,6 +96,7 @@ def test_a_host_endpoint_has_a_list_at_each_hook() -> None:
     found = made(CARD, ON_FORWARD)
     told = report_policy.host(found, "n1-eth0", counted(found))
     assert (told["interface"], told["endpoint"]) == ("eth0", "HostEndpoint n1-eth0")
+    assert (told["links"], told["inactive"]) == (["eth0"], "")
     assert [(layer["hook"], layer["what"]) for layer in told["egress"]] == [
         ("normal", "policy"),
         ("normal", "tier"),
@@ -110,3 +112,29 @@ def test_what_is_not_here_is_not_found(found: Policing | None, name: str) -> Non
         report_policy.workload(found, "default", name, {})
     with pytest.raises(NotFound, match="not on this node"):
         report_policy.host(found, name, {})
+
+
+def test_a_host_endpoint_that_acts_on_nothing_says_why() -> None:
+    lost = HostEndpoint.model_validate(
+        {"metadata": {"name": "lost"}, "spec": {"node": "n1", "interfaceName": "ens3"}}
+    )
+    told = report_policy.host(made(lost, ON_FORWARD), "lost", {})
+    assert told["links"] == []
+    assert "node n1 has no link ens3" in told["inactive"]
+
+
+def test_a_profile_that_does_not_exist_is_said_to_be_missing() -> None:
+    found = policing("n1", stored(SNAPSHOT, gone=[namespaces.profile("default")]), HOST, None)
+    told = report_policy.workload(found, "default", "db", {})
+    assert [(layer["name"], layer["missing"]) for layer in told["egress"]] == [
+        ("kns.default", True),
+        ("", False),
+    ]
+
+
+def test_policies_in_force_are_those_that_select_somebody_here() -> None:
+    elsewhere = deny("elsewhere", "app == 'nobody'", "all()")
+    assert report_policy.in_force(made(TIER, STAGED, elsewhere)) == (1, 1)
+    assert report_policy.in_force(made(ON_FORWARD)) == (1, 0)
+    assert report_policy.in_force(made(ON_FORWARD, CARD)) == (2, 0)
+    assert report_policy.in_force(None) == (0, 0)

@@ -111,6 +111,8 @@ async def test_status_says_what_the_node_is(tmp_path: Path) -> None:
         assert status["datastore"]["in_sync"]
         assert not status["ready"]  # there was no whole pass
         assert (status["workloads"], status["problems"], status["refused"]) == (1, [], [])
+        none = {"backend": "", "enforced": 0, "staged": 0, "problems": 0, "put_back": None}
+        assert status["policy"] == none
         assert status["blocks"] == [{"prefix": "10.0.0.0/28", "size": 16, "held": 1}]
         routes = await served.call("GET", "/v1/routes")
         assert {r["prefix"]: r["type"] for r in routes} == {"10.0.0.5/32": "unicast"}

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pytest
 
+from fabric.agent import endpoint as endpoints
 from fabric.agent import report, upkeep
 from fabric.agent.endpoint import Request
 from fabric.agent.workloads import ATTEMPTS
@@ -649,3 +650,20 @@ async def test_the_same_request_again_may_carry_labels_that_every_endpoint_has()
         asked = request("web", labels={"app": "web", "projectcalico.org/namespace": "default"})
         first = await node.workloads.attach(asked)
         assert (await node.workloads.attach(asked)).metadata.name == first.metadata.name
+
+
+async def test_a_namespaces_profile_that_was_deleted_is_not_made_anew_while_endpoints_carry_it() -> None:
+    key = keys.ResourceKey("profiles", None, "kns.default").path
+    async with running(kv := await etcd()) as node:
+        first = await node.workloads.attach(request("web"))
+        assert endpoints.warnings(node.state.snapshot, "n1", request("web"), first) == ()
+        await kv.commit(Txn((), (Delete(key),)))
+        await node.caught_up()
+        second = await node.workloads.attach(request("db", 1))
+        assert await kv.get(key) is None
+        [why] = endpoints.warnings(node.state.snapshot, "n1", request("db", 1), second)
+        assert "Profile kns.default was deleted while endpoints carry it" in why
+        for name in ("web", "db"):
+            await node.workloads.detach("default", name)
+        await node.workloads.attach(request("web"))  # the first of its namespace again
+        assert await kv.get(key) is not None

@@ -135,8 +135,8 @@ def test_a_session_that_idles_for_its_prefixes_says_for_how_long(capsys: pytest.
 
 
 @contextmanager
-def agent(at: Path, answer: object) -> Iterator[list[str]]:
-    """An agent that gives everyone the same answer; yields what it was asked."""
+def agent(at: Path, *answers: object) -> Iterator[list[str]]:
+    """An agent that has one answer for each that asks, in order; yields what it was asked."""
     asked: list[str] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(at))
@@ -144,11 +144,12 @@ def agent(at: Path, answer: object) -> Iterator[list[str]]:
         listener.settimeout(5)
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                asked.append(connection.recv(65536).decode().partition(" HTTP")[0])
-                body = json.dumps(answer).encode()
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(connection.recv(65536).decode().partition(" HTTP")[0])
+                    body = json.dumps(answer).encode()
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
         thread = threading.Thread(target=serve)
         thread.start()

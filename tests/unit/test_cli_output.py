@@ -107,6 +107,12 @@ def test_where_it_is_tight_headings_are_broken_before_names() -> None:
     assert "  ".join(row) in shown
 
 
+def test_where_it_is_tight_numbers_are_not_broken() -> None:
+    row = ("a" * 40, "b" * 60, "123456789", "-")
+    shown = on_a_terminal(f"table(['A', 'B', 'BYTES', 'N'], [{row}])", {"NO_COLOR": "1"})
+    assert "123456789" in shown
+
+
 def test_an_empty_table_that_does_not_fit_is_its_headings() -> None:
     headings = [f"HEADING-{n}-LONG" for n in range(6)]
     shown = on_a_terminal(f"table({headings}, [])", {"NO_COLOR": "1"})

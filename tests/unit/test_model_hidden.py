@@ -78,7 +78,14 @@ def rule(**fields: object) -> dict[str, object]:
         (
             "Profile",
             rule(source={"nets": ["10.0.0.0/8", "x", "fd00::/8"]}, ipVersion=4, http={}, protocol="UDP"),
-            ["spec.ingress[0].source.nets[1]", "spec.ingress[0].http"],
+            ["spec.ingress[0].source.nets[1]", "spec.ingress[0].http", "spec.ingress[0]"],
+        ),
+        (
+            "Profile",
+            rule(
+                source={"nets": ["10.0.0.0/8", "fd00::/8"]}, protocol="TCP", destination={"ports": ["90:80"]}
+            ),
+            ["spec.ingress[0].destination.ports[0]", "spec.ingress[0]"],
         ),
         ("HostEndpoint", {"expectedIPs": ["x"], "node": "n"}, ["spec.expectedIPs[0]"]),
         ("HostEndpoint", {"node": "N"}, ["spec.node", "spec"]),

@@ -75,8 +75,20 @@ async def test_one_that_cannot_be_read_hides_no_other_but_pools_must_all_be_know
     listed = await listing(kv, Resource, kinds.lookup("pools"))
     assert [r.metadata.name for r in listed.resources] == ["a"]
     assert list(listed.unreadable) == [key]
+    assert listed.warnings[0].startswith(f"{key}: cannot be read: ")
+    assert listed.warnings[0].endswith("; it counts as absent")
     with pytest.raises(ConfigError, match="cannot be read"):
         await pools(kv)
+
+
+async def test_of_a_policy_that_cannot_be_read_it_is_told_what_it_does() -> None:
+    kv, ends = FakeEtcd(), []
+    for spec in ({"selector": "a == 'b'", "ingress": "x"}, {"selector": "a = 'b'"}):
+        value = {"kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "blue"}, "spec": spec}
+        await kv.commit(Txn((), (Put(RESOURCES + "networkpolicies/blue/p", json.dumps(value)),)))
+        [line] = (await listing(kv, Resource, kinds.lookup("np"))).warnings
+        ends.append(line.rpartition("; ")[2])
+    assert ends == ["it denies what it selects", "it decides nothing: what it selects cannot be told"]
 
 
 async def test_one_that_says_it_is_another_cannot_be_read() -> None:

@@ -40,7 +40,7 @@ def test_the_report_is_like_a_diff(
 def test_nothing_but_the_count_is_told_where_all_is_as_expected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    good = [line for line in golden("cases.yaml").splitlines() if "other" not in line and "443" not in line]
+    good = [line for line in golden("cases.yaml").splitlines() if "telnet" not in line and "443" not in line]
     path = tmp_path / "good.yaml"
     path.write_text("\n".join(line.replace("udp/53, expect: allow", "udp/53, expect: deny") for line in good))
     assert run(monkeypatch, str(path), "-f", "shop") == 0
@@ -113,6 +113,51 @@ def test_files_that_are_not_there_or_of_another_kind(
     assert capsys.readouterr().err == "fabricctl: nowhere.yaml: No such file or directory\n"
 
 
+def test_a_directory_is_its_test_files_and_those_are_no_policies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "policies.yaml").write_text(golden("shop/policies.yaml"))
+    (tmp_path / "endpoints.yml").write_text(golden("shop/endpoints.yaml"))
+    for name in ("a.test.yaml", "deep/b.test.yml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        cases = golden("cases.yaml").replace("[shop]", "['..']" if "deep" in name else "[./]")
+        path.write_text(
+            "\n".join(line for line in cases.splitlines() if "tcp/5432" in line or "{from" not in line)
+        )
+    assert run(monkeypatch, str(tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("6 cases")
+    assert run(monkeypatch, str(tmp_path), "-R") == 0
+    assert capsys.readouterr().out.startswith("12 cases")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run(monkeypatch, str(empty)) == 1
+    assert "a directory without *.test.yaml or *.test.yml files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("NetworkPolicy shop/dbb", "; did you mean NetworkPolicy shop/db?"),
+        ("shop/gone ingress rule 0", "no policy, profile or tier here is called that"),
+        ("end of tier defualt", "; did you mean end of tier default?"),
+        ("the firewall", "; docs/reference/policy-tests.md has what there is"),
+    ],
+)
+def test_a_by_that_nothing_is_called_is_a_mistake(
+    by: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cases.yaml"
+    text = golden("cases.yaml").partition("cases:")[0]
+    path.write_text(
+        f'{text}cases: [{{from: shop/web, to: shop/db, protocol: tcp/1, expect: deny, by: "{by}"}}]\n'
+    )
+    assert run(monkeypatch, str(path), "-f", "shop") == 1
+    told = capsys.readouterr().err
+    assert f'cases.yaml:5: by "{by}"' in told
+    assert why in told
+
+
 def test_lists_are_each_with_each() -> None:
     [*cases] = read(
         """
@@ -173,15 +218,16 @@ def test_a_workload_in_a_test_file_is_its_labels_and_its_namespaces() -> None:
 PAGE = Path(__file__).parents[2] / "docs/reference/policy-tests.md"
 
 
-def test_the_example_of_the_reference_does_what_the_page_says(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "policies").mkdir()
-    (tmp_path / "policies" / "shop.yaml").write_text(golden("shop/policies.yaml"))
-    (tmp_path / "endpoints.yaml").write_text(golden("shop/endpoints.yaml"))
-    (tmp_path / "cases.yaml").write_text(example)
+def test_the_example_of_the_reference_does_what_the_page_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies, cases = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "db.yaml").write_text(policies)
+    (tmp_path / "db.test.yaml").write_text(cases)
     with pytest.raises(SystemExit) as end:
-        main(["policy", "test", str(tmp_path / "cases.yaml")])
-    assert end.value.code == 0
+        main(["policy", "test", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert (end.value.code, f"\n{told}```" in PAGE.read_text()) == (0, True)
 
 
 def test_the_reference_has_every_field_and_every_word_for_what_decides() -> None:

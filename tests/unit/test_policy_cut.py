@@ -10,7 +10,7 @@ import pytest
 from policy.compile import compile as compiled
 from policy.cut import Cut, cut, local
 from policy.flows import Ends, Flow
-from policy.form import ICMP, TCP, UDP, Failsafe, Icmp, Site
+from policy.form import ICMP, TCP, UDP, Failsafe, Icmp, Origin, Site
 from policy.marks import CUT
 from policy.world import Resources, World
 from tests.unit.loading import resources_in
@@ -156,7 +156,9 @@ def test_a_live_connection(policies: list[str], live: Flow, is_cut: bool) -> Non
 def test_a_cut_connection_that_is_allowed_again_is_cleared_and_no_other() -> None:
     other_bits = marked(flow(FAR, DB), 0x7FFFFFFF)
     flows = [marked(flow(FAR, WEB), CUT | 1), marked(flow(FAR, WEB, 22)), flow(FAR, WEB, 23), other_bits]
-    assert cut(world(WEB_HTTP), SITE, flows) == Cut((flows[2],), (flows[0],))
+    found = cut(world(WEB_HTTP), SITE, flows)
+    assert found == Cut((flows[2],), (flows[0],))
+    assert found.by == (Origin("tier", "default", "Ingress"),)
     assert cut(world(), SITE, flows) == Cut((), (flows[0], flows[1]))
 
 

@@ -5,7 +5,7 @@ import pytest
 from fabric.model.hostendpoint import HostEndpoint
 from policy.compile import compile as compiled
 from policy.form import Address
-from policy.hosts import active
+from policy.hosts import active, idle
 from policy.world import Resources
 from tests.unit.policing import address, host
 
@@ -55,3 +55,22 @@ LINKS: Mapping[str, frozenset[Address]] = {
 def test_one_host_endpoint_stands_for_a_link(hosts: list[HostEndpoint], want: dict[str, str]) -> None:
     world = compiled(Resources.of(hosts))
     assert {link: each.key.name for link, each in active(world, "n1", LINKS).items()} == want
+
+
+def test_one_that_acts_on_nothing_is_told_why() -> None:
+    hosts = [
+        host("a", interfaceName="eth0"),
+        host("b", interfaceName="eth0"),
+        host("c", expectedIPs=["2001:db8::1"]),
+        host("d", interfaceName="ens3"),
+        host("e", expectedIPs=["192.0.2.9"]),
+        host("every", interfaceName="*"),
+        host("far", "n2", interfaceName="ens3"),
+    ]
+    found = idle(compiled(Resources.of(hosts)), "n1", LINKS)
+    assert {each.name: why.removesuffix(": it acts on nothing") for each, why in found.items()} == {
+        "b": "HostEndpoint a has the same link, and counts alone",
+        "c": "HostEndpoint a has the same link, and counts alone",
+        "d": "node n1 has no link ens3, or that is a port of a bridge",
+        "e": "node n1 has no link with one of its expectedIPs",
+    }

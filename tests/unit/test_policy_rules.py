@@ -105,9 +105,25 @@ def test_a_policy_of_kubernetes_is_for_every_workload() -> None:
     assert only_rule(found).source.selected == AddressSet(f'({HERE} && ({ANY_WORKLOAD} && app == "c"))')
 
 
-def test_another_policy_means_kubernetes_where_it_says_so() -> None:
-    found = form_of(policy("web", selector=K8S))
-    assert found.selector == f'({HERE} && projectcalico.org/orchestrator == "k8s")'
+def test_one_that_was_exported_or_converted_means_the_same_under_any_name() -> None:
+    peer = {"source": {"selector": f"{K8S} && app == 'c'"}}
+    found = policy("web", selector=f"({K8S}) && app == 'w'", ingress=[{**ALLOW, **peer}])
+    assert form_of(found).selector == f'({HERE} && ({ANY_WORKLOAD} && app == "w"))'
+    assert only_rule(found).source.selected == AddressSet(f'({HERE} && ({ANY_WORKLOAD} && app == "c"))')
+    assert form_of(policy("web", selector=K8S)).selector == f"({HERE} && {ANY_WORKLOAD})"
+    soon = form_of(read(StagedNetworkPolicy, "web", {"selector": K8S}, namespace="default"))
+    assert soon.selector == f"({HERE} && {ANY_WORKLOAD})"
+
+
+@pytest.mark.parametrize(
+    "text", [f"{K8S} || has(a)", f"!({K8S})", "projectcalico.org/orchestrator in {'k8s'}", "has(a)"]
+)
+def test_another_policy_means_kubernetes_where_it_says_so(text: str) -> None:
+    peer = {"source": {"selector": K8S}}
+    found = policy("web", selector=text, ingress=[{**ALLOW, **peer}])
+    assert form_of(found).selector == f"({HERE} && {parse(text)})"
+    assert only_rule(found).source.selected == AddressSet(f"({HERE} && {parse(K8S)})")
+    assert form_of(global_policy("web", selector=K8S)).selector == str(parse(K8S))
 
 
 # --- types and flags --------------------------------------------------------------------------------------------------
@@ -390,7 +406,7 @@ def test_a_policy_that_cannot_be_enforced_denies_what_it_selects(
     assert found.policy == Policy(
         Key("GlobalNetworkPolicy", "", "p"), "default", 1, "has(a)", (), (), broken=broken
     )
-    assert found.problem == f"{broken}; until that changes, it denies all that it selects"
+    assert found.problem == f"{broken}; it denies what it selects"
     assert not found.peers
 
 
@@ -465,4 +481,4 @@ def test_a_broken_staged_policy_counts_what_it_selects_as_denied() -> None:
     found = compiled(staged(StagedGlobalNetworkPolicy, "p", ingress=[HTTP]))
     assert found.policy
     assert (found.policy.staged, found.policy.broken != "") == (True, True)
-    assert found.problem.endswith("until that changes, it counts all that it selects as denied")
+    assert found.problem.endswith("; it counts what it selects as denied")

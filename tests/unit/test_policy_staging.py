@@ -127,6 +127,20 @@ async def test_a_policy_of_kubernetes_is_enforced_under_the_name_that_applying_i
     assert value["spec"] == tree(wanted.as_written())["spec"]
 
 
+async def test_both_spellings_of_a_policy_of_kubernetes_are_found() -> None:
+    kv = await etcd(KUBERNETES)
+    await promote(kv, "knp.default.web", "shop")
+    await stage(kv, "knp.default.web", "shop")
+    assert list(await held(kv)) == ["stagedkubernetesnetworkpolicies/shop/web"]
+    await promote(kv, "web", "shop")
+    assert list(await held(kv)) == ["networkpolicies/shop/knp.default.web"]
+    named = STAGED.replace("name: web", "name: knp.default.web")
+    kv = await etcd(named)
+    assert told(await promote(kv, "web", "shop"))[0] == "NetworkPolicy shop/knp.default.web: created"
+    kv = await etcd(named, KUBERNETES)
+    assert told(await promote(kv, "web", "shop"))[1] == "StagedKubernetesNetworkPolicy shop/web: deleted"
+
+
 async def test_one_that_is_to_delete_deletes() -> None:
     deletion = (
         "\nkind: StagedNetworkPolicy\nmetadata: {name: web, namespace: shop}\nspec: {stagedAction: Delete}\n"

@@ -106,12 +106,48 @@ async def test_a_stored_policy_that_cannot_be_read_denies_what_it_selects_and_is
     assert "NetworkPolicy shop/broken" in warning
 
 
+async def test_a_profile_that_does_not_exist_is_named() -> None:
+    kv = await etcd()
+    await kv.commit(Txn((), (Delete("/calico/resources/v3/projectcalico.org/profiles/kns.shop"),)))
+    text = list(trace.lines((await policy.traced(kv, "shop/web", "shop/cache", "tcp/80")).trace))
+    assert text[2] == (
+        "egress of shop/web on node1: denied by end of profiles; Profile kns.shop does not exist"
+    )
+    assert "    Profile kns.shop: does not exist" in text
+
+
+async def test_what_never_leaves_and_what_nobody_has_are_said() -> None:
+    pool = "kind: IPPool\nmetadata: {name: a}\nspec: {cidr: 10.77.0.0/16}\n"
+    kv = await etcd(pool)
+    found = await policy.traced(kv, "shop/web", "shop/web", "tcp/80")
+    assert list(trace.lines(found.trace)) == [
+        "shop/web (10.77.1.1) -> shop/web (10.77.1.1) tcp/80: allowed",
+        "",
+        "it never leaves the workload: nobody is asked",
+    ]
+    found = await policy.traced(kv, "shop/web", "10.77.9.9", "tcp/80")
+    assert list(trace.lines(found.trace))[-1] == (
+        "ingress of 10.77.9.9: no endpoint has this address, nobody is asked"
+    )
+    found = await policy.traced(kv, "shop/web", "198.51.100.7", "tcp/80")
+    assert list(trace.lines(found.trace))[-1] == "ingress of outside: nobody is asked"
+
+
+@pytest.mark.parametrize(("asked", "family"), [("icmp", 6), ("icmpv6/128", 4)])
+async def test_a_family_that_the_protocol_is_not_of_is_refused(asked: str, family: int) -> None:
+    with pytest.raises(ConfigError, match=f"is of IPv. alone, and family {family} is asked for"):
+        await policy.traced(await etcd(), "shop/web", "shop/db", asked, family)
+
+
 async def test_a_name_that_is_nobodys_and_a_protocol_that_there_is_not() -> None:
     kv = await etcd()
     with pytest.raises(ConfigError, match=r'"shop/wbe" is no address, workload, .* did you mean shop/web'):
         await policy.traced(kv, "shop/wbe", "shop/db", "tcp/1")
     with pytest.raises(ConfigError, match='"tcp": tcp needs one port'):
         await policy.traced(kv, "shop/web", "shop/db", "tcp")
+
+
+ANY, IN = "has(projectcalico.org/orchestrator)", "has(projectcalico.org/namespace)"
 
 
 def test_a_rule_in_words() -> None:
@@ -136,6 +172,16 @@ def test_a_rule_in_words() -> None:
         (
             Rule(0, "Allow", destination=End(named=(PortSet('app == "db"', 6, "sql"),))),
             'to app == "db" port sql',
+        ),
+        (
+            Rule(0, "Allow", source=End(selected=AddressSet(f'(pcns.a == "b" && ({ANY} && app == "c"))'))),
+            'from (pcns.a == "b" && app == "c")',
+        ),
+        (Rule(0, "Allow", source=End(selected=AddressSet(ANY))), "from any workload"),
+        (Rule(0, "Allow", source=End(selected=AddressSet(f"({IN} && {ANY})"))), "from any namespace"),
+        (
+            Rule(0, "Deny", source=End(selected=AddressSet(f"({IN} && has(a))"))),
+            "from has(a) in any namespace",
         ),
     ):
         assert words.of_rule(rule) == want

@@ -98,13 +98,28 @@ def test_of_what_it_selects_nothing_is_guessed(value: object) -> None:
     found = unread.policy(Unread(GNP, value, "why"))
     assert (found.policy, found.problem) == (
         None,
-        "why; what it selects cannot be told, so it decides nothing",
+        "why; it decides nothing: what it selects cannot be told",
     )
 
 
 def test_it_says_what_it_does_instead() -> None:
     found = unread.policy(Unread(GNP, {"spec": {}}, "why"))
-    assert found.problem == "why; until that changes, it denies all that it selects"
+    assert found.problem == "why; it denies what it selects"
+    host = Unread(
+        Key("HostEndpoint", "", "h"), {"spec": {"node": "n", "interfaceName": "eth0", "x": []}}, "why"
+    )
+    assert unread.instead(host) == "what of it can be read stands"
+    assert unread.instead(Unread(Key("HostEndpoint", "", "h"), None, "")).startswith("which link it closes")
+    assert unread.instead(Unread(Key("IPPool", "", "a"), {}, "")) == "it counts as absent"
+
+
+def test_an_exported_policy_of_kubernetes_that_cannot_be_read_denies_every_workload() -> None:
+    spec = {"selector": "projectcalico.org/orchestrator == 'k8s'", "ingress": "x"}
+    found = unread.policy(Unread(Key("NetworkPolicy", "prod", "p"), {"spec": spec}, "why")).policy
+    assert found
+    assert found.selector == (
+        '(projectcalico.org/namespace == "prod" && has(projectcalico.org/orchestrator))'
+    )
 
 
 def test_a_staged_policy_that_cannot_be_read_counts_nothing() -> None:

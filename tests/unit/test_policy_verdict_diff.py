@@ -51,20 +51,21 @@ END = "end of tier default"
 
 def test_a_new_policy_denies_what_its_rules_do_not_allow() -> None:
     result = found("", policy(WEB_ONLY))
-    assert result.asked == ("tcp/5432", "other tcp")
+    assert result.asked == ("tcp/5432", "any other tcp port")
     assert lines(result) == [
-        f"shop/old -> shop/db tcp/5432, other tcp: deny by {END}",
-        f"shop/web -> shop/db other tcp: deny by {END}",
-        f"outside -> shop/db tcp/5432, other tcp: deny by {END}",
+        f"shop/old -> shop/db tcp/5432, any other tcp port: deny by {END}",
+        f"shop/web -> shop/db any other tcp port: deny by {END}",
+        f"outside -> shop/db tcp/5432, any other tcp port: deny by {END}",
     ]
     assert (result.pairs, result.of) == (3, 3)
 
 
 def test_a_policy_that_goes_allows_again() -> None:
+    both = "Profile kns.shop egress rule 0 and Profile kns.shop ingress rule 0"
     assert lines(found(policy("", types="Egress"), "")) == [
-        "shop/db -> shop/old other tcp: allow by Profile kns.shop egress rule 0 and Profile kns.shop ingress rule 0",
-        "shop/db -> shop/web other tcp: allow by Profile kns.shop egress rule 0 and Profile kns.shop ingress rule 0",
-        "shop/db -> outside other tcp: allow by Profile kns.shop egress rule 0",
+        f"shop/db -> shop/old any other tcp port: allow by {both}",
+        f"shop/db -> shop/web any other tcp port: allow by {both}",
+        "shop/db -> outside any other tcp port: allow by Profile kns.shop egress rule 0",
     ]
 
 
@@ -77,16 +78,16 @@ def test_ranges_are_asked_at_both_ends_and_other_ports_are_in_none() -> None:
         "tcp/60000",
         "tcp/65535",
         "icmp",
-        "other tcp",
-        "other udp",
+        "any other tcp port",
+        "any other udp port",
     )
-    assert {one.asked for one in result.changed} == {("other tcp",)}
+    assert {one.asked for one in result.changed} == {("any other tcp port",)}
 
 
 def test_prefixes_of_the_rules_are_ends_too() -> None:
     rule = "{action: Allow, source: {nets: [198.51.100.0/24], notNets: [198.51.100.0/28]}}"
     assert lines(found(policy(""), policy(rule))) == [
-        "198.51.100.0/24 -> shop/db other tcp: allow by NetworkPolicy shop/p ingress rule 0"
+        "198.51.100.0/24 -> shop/db any other tcp port: allow by NetworkPolicy shop/p ingress rule 0"
     ]
 
 
@@ -96,7 +97,7 @@ def test_a_named_port_is_asked_as_the_number_that_it_has() -> None:
     )
     text = policy("{action: Allow, protocol: TCP, destination: {ports: [sql]}}")
     before, after = stage(ENDS[0], named), stage(ENDS[0], named, text)
-    assert compared(before, after, {key(resources(text)[0])}).asked == ("tcp/5432", "other tcp")
+    assert compared(before, after, {key(resources(text)[0])}).asked == ("tcp/5432", "any other tcp port")
 
 
 def test_staged_policies_change_nothing() -> None:
@@ -124,15 +125,17 @@ async def told(kv: FakeEtcd, text: str) -> list[str]:
 async def test_diff_tells_what_a_file_would_change() -> None:
     kv = await stored(*ENDS)
     assert await told(kv, policy(WEB_ONLY)) == [
-        "verdicts that change (3 pairs looked at, asked for tcp/5432, other tcp):",
+        "verdicts that change (3 pairs of ends tried, each with tcp/5432, any other tcp port):",
         f"  shop/old -> shop/db  all of these: allow -> deny by {END}",
-        f"  shop/web -> shop/db  other tcp: allow -> deny by {END}",
+        f"  shop/web -> shop/db  any other tcp port: allow -> deny by {END}",
         f"  outside -> shop/db  all of these: allow -> deny by {END}",
     ]
     await kv.commit(Txn((), tuple(Put(key_of(one), to_json(one)) for one in resources(policy(WEB_ONLY)))))
     assert await told(kv, policy(WEB_ONLY)) == []
     more = policy(WEB_ONLY).replace("selector: app == 'db'", "order: 3, selector: app == 'db'")
-    assert await told(kv, more) == ["no verdict changes (3 pairs looked at, asked for tcp/5432, other tcp)"]
+    assert await told(kv, more) == [
+        "no verdict changes (3 pairs of ends tried, each with tcp/5432, any other tcp port)"
+    ]
 
 
 async def test_other_things_that_verdicts_depend_on_are_looked_at_too() -> None:
@@ -153,3 +156,98 @@ async def test_what_is_mended_no_longer_counts_as_broken() -> None:
     await kv.commit(Txn((), (Put(key_of(good), json.dumps(broken)),)))
     steps = await plan(kv, [change.delete(Given(good, "x.yaml:1"))])
     assert any("deny -> allow" in line for line in await verdict_changes(kv, steps))
+
+
+NODE = """
+kind: Node
+metadata: {name: n1}
+spec: {bgp: {ipv4Address: 192.0.2.11/24}}
+"""
+HOST = """
+kind: HostEndpoint
+metadata: {name: n1-eth0}
+spec: {node: n1, interfaceName: eth0}
+"""
+SETTINGS = """
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {%s}
+"""
+WEB = ENDS[0]
+
+
+def between(lines: list[str], *, first: str = "") -> list[str]:
+    return [line.strip() for line in lines if "->" in line and line.strip().startswith(first)]
+
+
+async def test_a_new_host_endpoint_closes_its_node_but_for_failsafe_ports() -> None:
+    kv = await stored(WEB, NODE)
+    found = await told(kv, HOST)
+    [inwards] = between(found, first="outside -> host endpoint n1-eth0")
+    assert inwards.endswith("any other tcp port: allow -> deny by end of profiles")
+    assert "tcp/22" in found[0]
+    assert "tcp/22" not in inwards
+    [outwards] = between(found, first="host endpoint n1-eth0 -> outside")
+    assert outwards.endswith("allow -> deny by end of profiles")
+    assert "tcp/8080" not in str(found)
+
+
+async def test_what_a_workload_may_to_its_own_host_is_looked_at() -> None:
+    kv = await stored(WEB, NODE)
+    found = await told(kv, SETTINGS % "defaultEndpointToHostAction: Accept")
+    [line] = between(found)
+    assert line.startswith("shop/web -> node n1  all of these: deny -> allow by ")
+    assert line.endswith("defaultEndpointToHostAction Accept")
+    assert between(await told(kv, SETTINGS % "defaultEndpointToHostAction: Drop")) == []
+
+
+async def test_failsafe_ports_that_are_opened_or_closed_are_asked_for() -> None:
+    kv = await stored(WEB, NODE, HOST)
+    ports = "failsafeInboundHostPorts: [{protocol: TCP, port: 8080}]"
+    found = between(await told(kv, SETTINGS % ports), first="outside -> host endpoint n1-eth0")
+    assert [line for line in found if "tcp/8080: deny -> allow by failsafe ports" in line]
+    assert [line for line in found if "tcp/22" in line and "allow -> deny" in line]
+
+
+async def test_settings_that_decide_nothing_concern_nobody() -> None:
+    kv = await stored(WEB, NODE)
+    [line] = await told(kv, SETTINGS % "logSeverityScreen: Debug")
+    assert line.startswith("no verdict changes (0 pairs")
+
+
+async def test_a_policy_for_a_host_concerns_workloads_only_where_it_acts_on_what_is_forwarded() -> None:
+    text = """
+kind: GlobalNetworkPolicy
+metadata: {name: closed}
+spec: {selector: "!has(projectcalico.org/orchestrator)", types: [Ingress, Egress], applyOnForward: %s}
+"""
+    kv = await stored(WEB, NODE, HOST)
+    assert not [line for line in between(await told(kv, text % "false")) if "shop/web" in line]
+    denied = between(await told(kv, text % "true"), first="shop/web -> outside")
+    assert denied == ["shop/web -> outside  any other tcp port: allow -> deny by end of tier default"]
+
+
+async def test_a_host_endpoint_that_nothing_tells_the_address_of_is_named() -> None:
+    found = await told(await stored(WEB), HOST)
+    assert found[0].startswith(
+        "what host endpoint n1-eth0 decides cannot be told: neither its expectedIPs nor"
+    )
+
+
+async def test_of_a_staged_policy_it_is_told_what_it_would_change() -> None:
+    kv = await stored(*ENDS)
+    staged = policy(WEB_ONLY, kind="StagedNetworkPolicy")
+    assert await told(kv, staged) == [
+        "once promoted: verdicts that change (3 pairs of ends tried, each with tcp/5432, any other tcp port):",
+        f"  shop/old -> shop/db  all of these: allow -> deny by {END}",
+        f"  shop/web -> shop/db  any other tcp port: allow -> deny by {END}",
+        f"  outside -> shop/db  all of these: allow -> deny by {END}",
+    ]
+    ignored = staged.replace("spec: {", "spec: {stagedAction: Ignore, ")
+    [line] = await told(kv, ignored)
+    assert line.startswith("once promoted: no verdict changes")
+    await kv.commit(Txn((), tuple(Put(key_of(one), to_json(one)) for one in resources(policy(WEB_ONLY)))))
+    deletion = (
+        "\nkind: StagedNetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {stagedAction: Delete}\n"
+    )
+    assert any("deny -> allow" in line for line in await told(kv, deletion))
