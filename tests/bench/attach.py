@@ -29,6 +29,7 @@ POOL = "10.77.0.0/16"
 ROUNDS, MOST_CLI_ROUNDS = 30, 10
 TIMEOUT = 300.0  # seconds
 PTP, BATCH = "ptp + host-local", "ip -batch"
+FIRST = "first of its list"  # of policies and profiles: rules are to be written
 Samples = Mapping[str, Sequence[float]]
 
 
@@ -71,6 +72,15 @@ def rows(rounds: Samples, stages: Samples) -> list[Row]:
         for what, verb in (("attach", "add"), ("detach", "del"))
         for peer in (PTP, BATCH)
     ]
+    against_peers.append(
+        Row.beside(
+            f"attach, {FIRST}",
+            "ms",
+            _ms(rounds, f"socket add: {FIRST}"),
+            _ms(rounds, f"socket add: {PTP}"),
+            PTP,
+        )
+    )
     command_line = [
         Row.beside(
             "fabricctl workload add, whole process",

@@ -54,7 +54,7 @@ from fabric.plan.tables import VERSIONS
 from fabric.store.etcd import Etcd, connect
 from fabric.store.keys import CALICO
 from fabric.store.kv import Changes, KeyValue, Put, Txn
-from tests.bench.policy import ENDPOINTS, NAMESPACES, RESTORE, as_files, endpoint, policy, profile, read
+from tests.bench.policy import ENDPOINTS, NAMESPACES, RESTORE, as_files, endpoint, policy, profile, read, tree
 from tests.bench.processes import run
 from tests.contract.netns import Namespace
 from tests.contract.policy_host import NODE
@@ -94,39 +94,39 @@ class Kernel:
         """Return a task, which is to return when all of `change`, which has yet to begin, was in force."""
         while select([self._commits], [], [], 0)[0]:
             self._commits.recv(65536)
-        return asyncio.create_task(asyncio.to_thread(self._until, change))
-
-    def _until(self, change: Change) -> float:
         due = {RESTORE[v][:LONGEST_NAME]: step.text.count("COMMIT\n") for v, step in change.steps.items()}
-        only_sets, deadline = not any(due.values()), time.perf_counter() + WITHIN
-        ended = 0.0
+        sets = change.sets.after or (() if any(due.values()) else change.sets.before)
+        # A set that no rule goes by any more goes later, and takes nothing with it.
+        last = [op.name for op in sets if not isinstance(op, ipsets.Destroy)][-1:]
+        counts = {name: len(change.composed.sets[name].members) for name in last}
+        assert not any(self._has(name, count) for name, count in counts.items()), (
+            "its count would tell nothing"
+        )
+        return asyncio.create_task(asyncio.to_thread(self._until, due, counts))
+
+    def _until(self, due: dict[str, int], counts: Mapping[str, int]) -> float:
+        ended, deadline = 0.0, time.perf_counter() + WITHIN
         while any(left > 0 for left in due.values()):
             for _, _, _, payload in messages(self._commits.recv(65536)):
                 name = dict(attributes(payload[NFGENMSG.size :]))[PROCESS_NAME].rstrip(b"\0").decode()
                 due[name] = due.get(name, 0) - 1
             ended = time.perf_counter()
-        # A set that no rule goes by any more goes later, and takes nothing with it.
-        last = [
-            op
-            for op in (change.sets.before if only_sets else change.sets.after)
-            if not isinstance(op, ipsets.Destroy)
-        ]
-        for op in last[-1:]:
-            while self._count(op.name) != len(change.composed.sets[op.name].members):
-                assert time.perf_counter() < deadline, f"{op.name}: not changed within {WITHIN:.0f} s"
+        for name, count in counts.items():
+            while not self._has(name, count):
+                assert time.perf_counter() < deadline, f"{name}: not changed within {WITHIN:.0f} s"
                 time.sleep(LOOK)
             ended = time.perf_counter()
         return ended
 
-    def _count(self, name: str) -> int:
-        """Return how many members a set has."""
+    def _has(self, name: str, wanted: int) -> bool:
+        """Whether the set has that many members."""
         body = NFGENMSG.pack(socket.AF_INET, 0, 0) + u8(1, PROTOCOL) + text(SETNAME, name)
         self._sets.send(HEADER.pack(HEADER.size + len(body), LIST, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
         count = 0
         while True:
             for kind, _, _, payload in messages(self._sets.recv(65536)):
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    return count
+                    return count == wanted
                 found = dict(attributes(payload[NFGENMSG.size :]))
                 count += len(list(attributes(found.get(MEMBERS, b""))))
 
@@ -206,11 +206,13 @@ class Bench:
             waiting = self._kernel.until(change)
             began = time.perf_counter()
             with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True) as agent:  # noqa: ASYNC220
-                assert agent.stdout
-                entered = float(await asyncio.to_thread(agent.stdout.readline))
-                ours = await waiting - entered
-                await self.rested()
-                agent.terminate()
+                try:
+                    assert agent.stdout
+                    entered = float(await asyncio.to_thread(agent.stdout.readline))
+                    ours = await waiting - entered
+                    await self.rested()
+                finally:
+                    agent.terminate()
             self.samples["start"].append(entered - began)
             self._note("cold", ours, await bare.do(change))
 
@@ -247,6 +249,8 @@ async def measure(etcd: str, rounds: int, policies: int) -> Mapping[str, list[fl
         *(policy(number) for number in range(policies)),
         *(endpoint(number) for number in range(ENDPOINTS)),
         *(profile(number) for number in range(NAMESPACES)),
+        # A periodic read-back in the midst would be counted, and have lists removed that nobody is in any more.
+        tree("FelixConfiguration", "default", {"routeRefreshInterval": "0s"}),
     ]
     puts = [*map(stored, every)]
     kv = connect(Config(etcd=(etcd,)))

@@ -65,6 +65,15 @@ def ours_delete(number: int, netns: Path) -> None:
     client.call("DELETE", f"/v1/workloads/default/w{number}")
 
 
+def first_add(number: int, netns: Path) -> None:
+    """Attach into a namespace of its own, so by a list of profiles that no other workload has."""
+    client.call("POST", "/v1/workloads", {"name": "first", "namespace": f"n{number}", "netns": str(netns)})
+
+
+def first_delete(number: int, netns: Path) -> None:
+    client.call("DELETE", f"/v1/workloads/n{number}/first")
+
+
 def cli_add(number: int, netns: Path) -> None:
     run(["fabricctl", "workload", "add", f"w{number}", "--netns", str(netns)])
 
@@ -101,6 +110,7 @@ def _ptp(command: str, number: int, netns: Path) -> None:
 OURS = Contender("ours", ours_add, ours_delete)
 CONTENDERS = (
     OURS,
+    Contender("first of its list", first_add, first_delete),
     Contender("ip -batch", batch_add, batch_delete),
     Contender("ptp + host-local", ptp_add, ptp_delete),
 )
@@ -136,6 +146,11 @@ class Bench:
         self._etcd = etcd
         self._schedstat = Path(f"/proc/{_agent_pid()}/schedstat")
         self._made = 0
+
+    def stand(self) -> None:
+        """Attach a workload that stays: those of ours that come and go find its list of policies there."""
+        ours_add(*self._namespace())
+        self._quiet()
 
     def rounds(self, contenders: Sequence[Contender], count: int, label: str) -> None:
         """Let each contender attach and detach once a round; the first round warms up and is not kept."""
@@ -212,6 +227,7 @@ def main(etcd: str, count: int, cli_count: int) -> None:
     SCRATCH.mkdir(exist_ok=True)
     (SCRATCH / "ptp.json").write_text(json.dumps(CNI))
     bench = Bench(etcd)
+    bench.stand()
     bench.rounds(CONTENDERS, count, "socket")
     bench.rounds(CLI, cli_count, "cli")
     bench.starts(cli_count)
