@@ -20,6 +20,7 @@ from fabric.model.base import Resource
 from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.ippool import IPPool
+from fabric.model.namespaces import NAMESPACE_PROFILE
 from fabric.model.namespaces import profile as namespace_profile
 from fabric.model.node import Node
 from fabric.model.profile import Profile
@@ -40,7 +41,6 @@ STAND_INS: Final[tuple[IPv4Network | IPv6Network, ...]] = (
     ip_network("198.18.0.0/15"),
     ip_network("2001:2::/48"),
 )
-NAMESPACE_PROFILE: Final = "kns."
 PROTOCOL_NAMES: Final = {name.lower(): number for name, number in PROTOCOLS.items()}
 PORTED: Final = frozenset({TCP, UDP, SCTP, UDPLITE})
 ECHO: Final = {ICMP: 8, ICMPV6: 128}  # the type of a request

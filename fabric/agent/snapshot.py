@@ -33,14 +33,13 @@ from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.store import keys
 from fabric.store.kv import Changes, KeyValue, Put, Txn
-from policy.form import Key
-from policy.unread import Unread, left
+from fabric.store.unread import unread_of
+from policy.unread import Unread
 
 R = TypeVar("R", bound=Resource)
 
 _PLURAL: Mapping[type[Resource], str] = {kind.cls: kind.plural for kind in kinds.KINDS}
 _PLURALS = frozenset(_PLURAL.values())
-_KINDS: Mapping[str, str] = {kind.plural: kind.name for kind in kinds.KINDS}
 
 
 @dataclass(frozen=True)
@@ -190,14 +189,6 @@ def _closed(unread: Mapping[Prefix, int]) -> dict[Prefix, StoredBlock]:
     }
 
 
-def _unread(item: KeyValue, why: str) -> Unread | None:
-    parsed = keys.parse(item.key)
-    kind = _KINDS.get(parsed.plural) if isinstance(parsed, keys.ResourceKey) else None
-    if kind is None or not isinstance(parsed, keys.ResourceKey):
-        return None
-    return left(Key(kind, parsed.namespace or "", parsed.name), item.value, why)
-
-
 def written(txn: Txn, revision: int) -> Changes:
     """Return what a committed transaction did, as the watch will report it later."""
     return Changes(
@@ -235,7 +226,7 @@ class _Edit:
             self._read(item)
         except ConfigError as err:
             self._problems[item.key] = str(err)
-            if unread := _unread(item, str(err)):
+            if unread := unread_of(item, str(err)):
                 self._unread[item.key] = unread
 
     def _read(self, item: KeyValue) -> None:

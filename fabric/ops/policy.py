@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fabric.errors import ConfigError
-from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.ops import resources
 from fabric.store import keys
-from fabric.store.kv import KeyValue, KeyValueStore
+from fabric.store.kv import KeyValueStore
+from fabric.store.unread import unread_of
 from policy import trace
-from policy.form import Key
 from policy.scene import Scene, Who, asking, packet, scene, sent_by, who
-from policy.unread import Unread, left
-
-_KINDS: Mapping[str, str] = {kind.plural: kind.name for kind in kinds.KINDS}
+from policy.unread import Unread
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,9 @@ async def stored(kv: KeyValueStore) -> Stored:
         try:
             found.append(resources.decode(item))
         except ConfigError as err:
-            unread += _unread(item, str(err))
+            if (kept := unread_of(item, str(err))) is not None:
+                unread.append(kept)
     return Stored(tuple(found), tuple(unread))
-
-
-def _unread(item: KeyValue, why: str) -> Iterator[Unread]:
-    match keys.parse(item.key):
-        case keys.ResourceKey(plural, namespace, name) if kind := _KINDS.get(plural):
-            yield left(Key(kind, namespace or "", name), item.value, why)
 
 
 @dataclass(frozen=True)

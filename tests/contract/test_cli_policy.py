@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contract.cli import fabricctl, ok
 from tests.contract.etcd_server import EtcdServer
 from tests.unit.scenes import workload
 
@@ -47,20 +46,6 @@ def etcd(server: EtcdServer) -> EtcdServer:
     server.ctl("del", "--prefix", "/calico/")
     ok(server, "apply", "-f", "-", "-f", str(GOLDEN / "shop" / "policies.yaml"), text=ENDPOINTS)
     return server
-
-
-def fabricctl(etcd: EtcdServer, *args: str, text: str = "") -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
-    command = [sys.executable, "-m", "fabric.cli.main", "--etcd", etcd.url.removeprefix("http://"), *args]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def ok(etcd: EtcdServer, *args: str, text: str = "") -> str:
-    code, out, err = fabricctl(etcd, *args, text=text)
-    assert code == 0, err
-    return out
 
 
 def test_a_trace_ends_with_0_if_allowed_1_if_denied_2_if_it_cannot_be_told(etcd: EtcdServer) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fabric.ops.pools import host_subnets
+from tests.contract.cli import command, fabricctl, ok
 from tests.contract.etcd_server import EtcdServer
 from tests.contract.netns import Namespace
 
@@ -37,25 +38,6 @@ def server() -> Iterator[EtcdServer]:
 def etcd(server: EtcdServer) -> EtcdServer:
     server.ctl("del", "--prefix", "/calico/")
     return server
-
-
-def command(etcd: EtcdServer, *args: str) -> list[str]:
-    return [sys.executable, "-m", "fabric.cli.main", "--etcd", etcd.url.removeprefix("http://"), *args]
-
-
-def fabricctl(etcd: EtcdServer, *args: str, text: str = "") -> tuple[int, str, str]:
-    """Exit status, standard output, standard error."""
-    done = subprocess.run(
-        command(etcd, *args), input=text, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def ok(etcd: EtcdServer, *args: str, text: str = "") -> str:
-    code, out, err = fabricctl(etcd, *args, text=text)
-    assert code == 0, err
-    return out
 
 
 def revision(etcd: EtcdServer) -> int:
