@@ -98,10 +98,16 @@ class FoundRoutes:
 
 @dataclass(frozen=True, slots=True)
 class Knock:
-    """What became of a knock: `why` is empty if it was answered; `heard` if what it sent arrived."""
+    """What became of a knock: `why` is empty if it was answered; `heard` if what it sent arrived.
+
+    Then `client` is the address from which it came, as the target saw it. `own` is that from which it was sent,
+    if it was answered.
+    """
 
     why: str
     heard: bool = False
+    client: str = ""
+    own: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +119,13 @@ class FoundSize:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A packet as one namespace saw it pass through `device`."""
+    """A packet as one namespace saw it pass through `device`; `carried` is what carried it there."""
 
     place: str
     device: str
     source: str
     destination: str
+    carried: str = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,23 +200,24 @@ class Asker:
         ):
             whose = "ours" if await listener.hears() == "ready" else "theirs"
             knocks = await self._each(flows, address, whose, patience)
-            heard = set(await listener.rest())
+            heard = dict(await listener.rest())
         for flow, (tag, knock) in knocks.items():
-            if isinstance(knock, Knock) and self._token + tag in heard:
-                knocks[flow] = tag, replace(knock, heard=True)
+            if isinstance(knock, Knock) and (client := heard.get(self._token + tag)):
+                knocks[flow] = tag, replace(knock, heard=True, client=client)
         return knocks
 
     async def _each(
         self, flows: Sequence[Flow], address: str, whose: str, patience: float
     ) -> dict[Flow, tuple[str, Knock | Unanswered]]:
         async def one(flow: Flow, tag: str) -> Knock | Unanswered:
-            words = (flow.protocol, address, str(flow.port), whose, self._token + tag, str(patience))
+            where, port = (str(flow.door.address), flow.door.port) if flow.door else (address, flow.port)
+            words = (flow.protocol, where, str(port), whose, self._token + tag, str(patience))
             try:
                 async with self._slots:
-                    why = await self._run(flow.source, "knock", *words, *_bound(flow.source, address))
+                    why, own = await self._run(flow.source, "knock", *words, *_bound(flow.source, where))
             except (LabError, NotFound) as err:
                 return Unanswered(str(err))
-            return Knock(why)
+            return Knock(why, own=own)
 
         tags = [self._tag() for _ in flows]
         knocks = await together(*map(one, flows, tags))
@@ -235,9 +243,8 @@ class Asker:
             lines = await together(*(watcher.rest() for watcher in watchers.values()))
         seen: defaultdict[str, list[Sighting]] = defaultdict(list)
         for (name, netns), sightings in zip(watchers, lines, strict=True):
-            for tag, device, source, destination in sightings:
-                place = Endpoint("", name, netns).place
-                seen[tag].append(Sighting(place, device, source, destination))
+            for tag, *sighting in sightings:
+                seen[tag].append(Sighting(Endpoint("", name, netns).place, *sighting))
         return {
             flow: sent if isinstance(sent, Unanswered) else Seen(*sent[1:], tuple(seen[sent[0]]))
             for group in groups

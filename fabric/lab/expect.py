@@ -17,6 +17,13 @@
       - {from: web, to: vip, bytes: 1500}
     untranslated:
       - {from: web, to: [vip, host], tcp: 80}
+    encapsulated:                  # how packets cross a link: ipip, vxlan or native
+      - {from: web, to: vip, as: vxlan, on: "tor:eth1"}
+    translated:                    # as whom a server sees the client
+      - {from: web, to: host, tcp: 80, as: 10.10.1.2}
+    published:                     # a port of an address, and what it leads to: `port` of the endpoint `at`
+      - {from: host, to: 10.10.1.2, tcp: 8080, at: web, port: 80}
+      - {from: node1, to: 127.0.0.1, tcp: 8080, at: web, port: 80, sees: 10.10.1.2}
     leaks: none
 
 Each line becomes as many expectations as it names peers, prefixes and pairs. fabric/lab/verify.py says what
@@ -69,15 +76,27 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Door:
+    """An address and a port of it that lead to an endpoint's own."""
+
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
-    """What is sent: a ping, or something to a port."""
+    """What is sent: a ping, or something to a port, the target's own unless it is sent to a `door`."""
 
     source: Endpoint
     target: Endpoint
     protocol: Literal["ping", "tcp", "udp"] = "ping"
     port: int = 0
+    door: Door | None = None
 
     def __str__(self) -> str:
+        if door := self.door:
+            behind = f"{self.target.name} {self.port}"
+            return f"{self.source.name} -> {door.address} {self.protocol} {door.port} ({behind})"
         port = f" {self.protocol} {self.port}" if self.port else ""
         return f"{self.source.name} -> {self.target.name}{port}"
 
@@ -188,6 +207,68 @@ class Untranslated:
 
 
 @dataclass(frozen=True, slots=True)
+class Encapsulated:
+    """Whatever of the flow crosses the link that ends at `interface` of `node` is carried as `kind` says."""
+
+    line: int
+    flow: Flow
+    kind: Literal["ipip", "vxlan", "native"]
+    node: str
+    interface: str
+    what = "encapsulated"
+
+    @property
+    def where(self) -> str:
+        return f"{self.flow} on {self.node}:{self.interface}"
+
+    @property
+    def expected(self) -> str:
+        return self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """The target sees the sender as `address`, and answers it."""
+
+    line: int
+    flow: Flow
+    address: Address
+    what = "translated"
+
+    @property
+    def where(self) -> str:
+        return str(self.flow)
+
+    @property
+    def expected(self) -> str:
+        return f"as {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Behind the flow's door the target answers, and sees the sender as `sees` (None: as what it is).
+
+    If `refused`, nothing gets through.
+    """
+
+    line: int
+    flow: Flow
+    sees: Address | None
+    refused: bool
+    what = "published"
+
+    @property
+    def where(self) -> str:
+        return str(self.flow)
+
+    @property
+    def expected(self) -> str:
+        if self.refused:
+            return "refused"
+        return f"reached, as {self.sees}" if self.sees else "reached, as itself"
+
+
+@dataclass(frozen=True, slots=True)
 class NoLeaks:
     """Nothing is left over at `place`: HOST, a node of the fabric, or IPAM."""
 
@@ -201,7 +282,18 @@ class NoLeaks:
         return self.place
 
 
-Expectation: TypeAlias = SessionUp | Route | NextHops | Reach | Mtu | Untranslated | NoLeaks
+Expectation: TypeAlias = (
+    SessionUp
+    | Route
+    | NextHops
+    | Reach
+    | Mtu
+    | Untranslated
+    | Encapsulated
+    | Translated
+    | Published
+    | NoLeaks
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +336,18 @@ def _family(text: str) -> int:
     return int(text)
 
 
+def _interface(text: str) -> tuple[str, str]:
+    node, colon, interface = text.partition(":")
+    if not (node and colon and interface):
+        raise ValueError(f'"{text}": name an end of a link, as NODE:INTERFACE')
+    return node, interface
+
+
 _Prefix = Annotated[Prefix, _checked(ip_network)]
+_Address = Annotated[Address, _checked(ip_address)]
 _Names = Annotated[tuple[str, ...], BeforeValidator(_list)]
-_Port = Annotated[int | None, Field(ge=1, le=65535)]
+_Number = Annotated[int, Field(ge=1, le=65535)]
+_Port = _Number | None
 
 
 class _Section(BaseModel):
@@ -291,6 +392,26 @@ class _Mtu(_Pairs):
     bytes: int = Field(ge=576, le=65535)
 
 
+class _Encapsulated(_Flows):
+    as_: Literal["ipip", "vxlan", "native"] = Field(alias="as")
+    on: Annotated[tuple[str, str], _checked(_interface)]
+
+
+class _Translated(_Flows):
+    as_: _Address = Field(alias="as")
+
+
+class _Published(_Section):
+    from_: _Names = Field(alias="from")
+    to: _Address
+    tcp: _Port = None
+    udp: _Port = None
+    at: str
+    port: _Number
+    sees: _Address | None = None
+    expect: Literal["reached", "refused"] = "reached"
+
+
 class _File(_Section):
     within: float = Field(WITHIN, gt=0)
     endpoints: dict[str, _Endpoint] = Field(default_factory=dict)
@@ -299,6 +420,9 @@ class _File(_Section):
     reach: tuple[_Reach, ...] = ()
     mtu: tuple[_Mtu, ...] = ()
     untranslated: tuple[_Flows, ...] = ()
+    encapsulated: tuple[_Encapsulated, ...] = ()
+    translated: tuple[_Translated, ...] = ()
+    published: tuple[_Published, ...] = ()
     leaks: Literal["none"] | None = None
 
 
@@ -346,7 +470,7 @@ class _Reader:
     """Turns sections into expectations; what a section names must exist in the topology."""
 
     def __init__(self, source: Source, topology: Topology, file: _File) -> None:
-        self.source, self.file = source, file
+        self.source, self.file, self.topology = source, file, topology
         self.nodes = {node.name: node for node in topology.nodes}
         self.endpoints = {node: Endpoint(node, node) for node in self.nodes}
         for name, fields in file.endpoints.items():
@@ -365,6 +489,16 @@ class _Reader:
         for place, flows, line in self._each("untranslated", self.file.untranslated):
             for flow in self._flows(place, flows):
                 yield Untranslated(line, flow)
+        for place, carried, line in self._each("encapsulated", self.file.encapsulated):
+            self._link((*place, "on"), carried.on)
+            for flow in self._flows(place, carried):
+                yield Encapsulated(line, flow, carried.as_, *carried.on)
+        for place, seen, line in self._each("translated", self.file.translated):
+            if not (seen.tcp or seen.udp):
+                self.source.fault(place, "who answers a ping cannot be asked whom it saw: give it tcp or udp")
+            for flow in self._flows(place, seen):
+                yield Translated(line, flow, seen.as_)
+        yield from self._published()
         yield from self._leaks()
 
     def _sessions(self) -> Iterator[Expectation]:
@@ -385,6 +519,20 @@ class _Reader:
             for prefix, count in each.next_hops.items():
                 line = self.source.line((*place, "next-hops", str(prefix)))
                 yield NextHops(line, each.node, each.table, prefix, count)
+
+    def _published(self) -> Iterator[Expectation]:
+        for place, each, line in self._each("published", self.file.published):
+            port = each.tcp or each.udp
+            if not port or (each.tcp and each.udp):
+                self.source.fault(place, "give it tcp or udp, the port that is published")
+                continue
+            target = self._endpoint((*place, "at"), each.at)
+            sources = [e for name in each.from_ if (e := self._endpoint((*place, "from"), name))]
+            for source in sources if target else ():
+                assert target
+                door = Door(each.to, port)
+                flow = Flow(source, target, "tcp" if each.tcp else "udp", each.port, door)
+                yield Published(line, flow, each.sees, each.expect == "refused")
 
     def _leaks(self) -> Iterator[Expectation]:
         if not self.file.leaks:
@@ -419,6 +567,13 @@ class _Reader:
             hint = did_you_mean(name, self.endpoints)
             self.source.fault(place, f'there is no endpoint "{name}", and no such node{hint}')
         return endpoint
+
+    def _link(self, place: Place, end: tuple[str, str]) -> None:
+        ends = {(each.node, each.interface) for link in self.topology.links for each in (link.a, link.b)}
+        if end not in ends:
+            names = [":".join(each) for each in sorted(ends)]
+            hint = did_you_mean(":".join(end), names)
+            self.source.fault(place, f"no link of the topology ends at {end[0]}:{end[1]}{hint}")
 
     def _known(self, place: Place, node: str, *, bgp: bool = False) -> None:
         if node not in self.nodes:

@@ -224,8 +224,8 @@ def without_workload(
     held = {address for workload in workloads for address in workload["addresses"]}
     names = [link["ifname"] for link in links]
     found = [f"link {name}" for name in names if _HOST_END.fullmatch(name) and name not in interfaces]
-    # What leads to a router has its address in `gateway`, or in `via` if that is of the other family.
-    local = [route["dst"] for route in routes if "dev" in route and not route.keys() & {"gateway", "via"}]
+    # Others, too, lead to no router: those to far ends of tunnels.
+    local = [route["dst"] for route in routes if _HOST_END.fullmatch(route.get("dev", ""))]
     return found + [f"route {dst}" for dst in local if "/" not in dst and dst not in held]
 
 

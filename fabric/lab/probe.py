@@ -9,8 +9,8 @@ Run by `fabric.lab.asking` as a program, by path, so it imports nothing but the 
     probe.py measure ADDRESS BYTES TOKEN [SOURCE]
                                                 the largest packet that gets there in one piece, BYTES expected
 
-Each prints JSON, a line each: `listen` and `watch` first that they are at work, then what came in or by, the
-other two their one answer. WHOSE is `ours` if the listener at ADDRESS is
+Each prints JSON, a line each: `listen` and `watch` first that they are at work, then what came in, and from whom,
+or by; the other two their one answer. WHOSE is `ours` if the listener at ADDRESS is
 `listen`, which sends everything back, or `theirs`: then a connection, or any datagram back, is an answer.
 Packets are recognised by the token alone, so an address that was changed on the way cannot hide one.
 """
@@ -44,6 +44,7 @@ PROBE = {
     ),
 }
 HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}  # bytes of IP and ICMP
+VNI_VALID = 0x08  # the only flag of a VXLAN header (RFC 7348)
 
 
 def say(answer: object) -> None:
@@ -79,7 +80,7 @@ def listen(kind: str, address: str, port: int) -> None:
             listener.listen(64)
             listener.setblocking(False)  # a caller that gave up meanwhile must not block the others
         say("ready")
-        callers: list[socket.socket] = []
+        callers: dict[socket.socket, str] = {}
         while True:
             ended, readable = input_ended(60, listener, *callers)
             for each in readable:
@@ -87,24 +88,25 @@ def listen(kind: str, address: str, port: int) -> None:
                     if kind == "udp":
                         _return_datagram(each)
                     elif each is listener:
-                        callers.append(each.accept()[0])
-                    elif not _return_stream(each):
-                        callers.remove(each)
+                        caller, where = each.accept()
+                        callers[caller] = where[0]
+                    elif not _return_stream(each, callers[each]):
+                        del callers[each]
             if ended:
                 return
 
 
 def _return_datagram(listener: socket.socket) -> None:
     data, caller = listener.recvfrom(2048)
-    say(data.decode(errors="replace"))
+    say([data.decode(errors="replace"), caller[0]])
     listener.sendto(data, caller)
 
 
-def _return_stream(caller: socket.socket) -> bool:
+def _return_stream(caller: socket.socket, address: str) -> bool:
     data = b""
     with suppress(OSError):
         if data := caller.recv(2048):
-            say(data.decode(errors="replace"))
+            say([data.decode(errors="replace"), address])
             caller.sendall(data)
     if not data:
         caller.close()
@@ -125,13 +127,13 @@ class NoAnswer(Exception):
 
 
 def knock(kind: str, target: tuple[str, int], ours: bool, token: bytes, patience: float, source: str) -> None:
-    """Say the empty text once an answer is in, else why there is none."""
+    """Say ["", from which address it was sent] once an answer is in, else [why there is none, ""]."""
     attempt = {"ping": ping, "tcp": call, "udp": write}[kind]
     deadline = time.monotonic() + patience
-    why = str(NoAnswer())
+    why, own = str(NoAnswer()), ""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            attempt(target, ours, token, min(left, 3 * EVERY), source)
+            own = attempt(target, ours, token, min(left, 3 * EVERY), source)
         except NoAnswer:
             continue
         except OSError as err:
@@ -140,30 +142,31 @@ def knock(kind: str, target: tuple[str, int], ours: bool, token: bytes, patience
             continue
         why = ""
         break
-    say(why)
+    say([why, own])
 
 
-def ping(target: tuple[str, int], _ours: bool, token: bytes, patience: float, source: str) -> None:
+def ping(target: tuple[str, int], _ours: bool, token: bytes, patience: float, source: str) -> str:
     with echo_socket(target[0], source) as echo:
         echo.connect((target[0], 0))  # an ICMP error then reaches us as one
         echo.send(request(echo.family, 0, token))
         for reply in replies(echo, patience):
             if token in reply:
-                return
+                return str(echo.getsockname()[0])
     raise NoAnswer
 
 
-def call(target: tuple[str, int], ours: bool, token: bytes, patience: float, source: str) -> None:
+def call(target: tuple[str, int], ours: bool, token: bytes, patience: float, source: str) -> str:
     try:
         with socket.create_connection(target, patience, (source, 0) if source else None) as caller:
             caller.sendall(token)
             if ours and token not in caller.recv(2048):
                 raise NoAnswer
+            return str(caller.getsockname()[0])
     except TimeoutError as err:
         raise NoAnswer from err
 
 
-def write(target: tuple[str, int], ours: bool, token: bytes, patience: float, source: str) -> None:
+def write(target: tuple[str, int], ours: bool, token: bytes, patience: float, source: str) -> str:
     with socket.socket(family_of(target[0]), socket.SOCK_DGRAM) as writer:
         if source:
             writer.bind((source, 0))
@@ -175,6 +178,7 @@ def write(target: tuple[str, int], ours: bool, token: bytes, patience: float, so
                 pass
         except TimeoutError as err:
             raise NoAnswer from err
+        return str(writer.getsockname()[0])
 
 
 @contextmanager
@@ -222,7 +226,7 @@ def replies(echo: socket.socket, patience: float) -> Iterator[bytes]:
 
 
 def watch(token: bytes) -> None:
-    """Say [flow, device, source, destination] once for each kind of packet that carries the token."""
+    """Say [flow, device, source, destination, carried] once for each kind of packet that carries the token."""
     seen = set()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap:
         with suppress(OSError):
@@ -237,8 +241,8 @@ def watch(token: bytes) -> None:
                 for sighting in sightings(packet, token):
                     if (device, sighting) not in seen:
                         seen.add((device, sighting))
-                        flow, source, destination = sighting
-                        say([flow, device, source, destination])
+                        flow, *rest = sighting
+                        say([flow, device, *rest])
 
 
 def packets(tap: socket.socket) -> Iterator[tuple[bytes, str]]:
@@ -250,10 +254,10 @@ def packets(tap: socket.socket) -> Iterator[tuple[bytes, str]]:
         yield packet, where[0]
 
 
-def sightings(packet: bytes, token: bytes) -> Iterator[tuple[str, str, str]]:
+def sightings(packet: bytes, token: bytes) -> Iterator[tuple[str, str, str, str]]:
     """Yield the flow, source and destination of a packet, read backwards from the token in its payload.
 
-    So what is in front of the innermost IP header (tunnels, tags) does not matter.
+    So what is in front of the innermost IP header (tunnels, tags) does not matter; what of it is a tunnel comes last.
     """
     at = packet.find(token)
     if at < 0:
@@ -263,13 +267,29 @@ def sightings(packet: bytes, token: bytes) -> Iterator[tuple[str, str, str]]:
         ipv4, ipv6 = at - transport - 20, at - transport - 40
         if ipv4 >= 0 and packet[ipv4] == 0x45 and packet[ipv4 + 9] in protocols:  # version, header's length
             source, destination = packet[ipv4 + 12 : ipv4 + 16], packet[ipv4 + 16 : ipv4 + 20]
-            yield flow, socket.inet_ntoa(source), socket.inet_ntoa(destination)
+            yield flow, socket.inet_ntoa(source), socket.inet_ntoa(destination), carried(packet[:ipv4])
             return
         if ipv6 >= 0 and packet[ipv6] >> 4 == 6 and packet[ipv6 + 6] in protocols:
             source, destination = packet[ipv6 + 8 : ipv6 + 24], packet[ipv6 + 24 : ipv6 + 40]
             inet6 = socket.AF_INET6
-            yield flow, socket.inet_ntop(inet6, source), socket.inet_ntop(inet6, destination)
+            ends = socket.inet_ntop(inet6, source), socket.inet_ntop(inet6, destination)
+            yield flow, *ends, carried(packet[:ipv6])
             return
+
+
+def carried(front: bytes) -> str:
+    """Return what carries a packet that has this in front of its IP header: "native", "ipip", or "vxlan …"."""
+    outer = front[-20:]
+    if len(outer) == 20 and outer[0] == 0x45 and outer[9] == socket.IPPROTO_IPIP:
+        return "ipip"
+    # A VXLAN packet's last headers before the inner IP: IP, UDP (8), VXLAN (8), Ethernet (14).
+    ip, udp, vxlan = front[:-30], front[-30:-22], front[-22:-14]
+    over = len(ip) >= 20 and ip[-20] == 0x45 and ip[-11] == socket.IPPROTO_UDP
+    over |= len(ip) >= 40 and ip[-40] >> 4 == 6 and ip[-34] == socket.IPPROTO_UDP
+    if over and vxlan[0] == VNI_VALID:
+        port, vni = struct.unpack("!H", udp[2:4])[0], int.from_bytes(vxlan[4:7])
+        return f"vxlan {vni} at port {port}"
+    return "native"
 
 
 # Measuring

@@ -43,15 +43,18 @@ from fabric.lab.asking import (
     together,
 )
 from fabric.lab.expect import (
+    Encapsulated,
     Expectation,
     Expectations,
     Flow,
     Mtu,
     NextHops,
     NoLeaks,
+    Published,
     Reach,
     Route,
     SessionUp,
+    Translated,
     Untranslated,
 )
 from fabric.lab.lab import Lab, need_root
@@ -113,9 +116,9 @@ def document(lab: str, results: Sequence[Result]) -> dict[str, Any]:
 def lasts(expectation: Expectation) -> bool:
     """Return whether the expectation has to hold for a moment, not once."""
     match expectation:
-        case Reach(refused=refused):
+        case Reach(refused=refused) | Published(refused=refused):
             return refused
-        case Mtu() | Untranslated():
+        case Mtu() | Untranslated() | Encapsulated() | Translated():
             return False
     return True
 
@@ -123,7 +126,7 @@ def lasts(expectation: Expectation) -> bool:
 def can_wait(expectation: Expectation) -> bool:
     """Return whether it is met by what is not there, and so means nothing before all else holds."""
     match expectation:
-        case Reach(refused=True) | Route(present=False) | NoLeaks():
+        case Reach(refused=True) | Published(refused=True) | Route(present=False) | NoLeaks():
             return True
     return False
 
@@ -131,8 +134,8 @@ def can_wait(expectation: Expectation) -> bool:
 def questions(expectations: Iterable[Expectation]) -> dict[Question, list[Expectation]]:
     """Return what to ask, each with the expectations that its answer decides."""
     found: dict[Question, list[Expectation]] = defaultdict(list)
-    flows: dict[object, list[Reach]] = defaultdict(list)
-    captured: list[Untranslated] = []
+    flows: dict[object, list[Reach | Translated | Published]] = defaultdict(list)
+    captured: list[Untranslated | Encapsulated] = []
     for each in expectations:
         match each:
             case SessionUp(node=node):
@@ -143,12 +146,12 @@ def questions(expectations: Iterable[Expectation]) -> dict[Question, list[Expect
                 found[Largest(flow, size)].append(each)
             case NoLeaks(place=place):
                 found[Leaks(place)].append(each)
-            case Reach(flow=flow, refused=refused):
-                flows[flow.target, flow.protocol, flow.port, refused].append(each)
-            case Untranslated():
+            case Reach(flow=flow) | Translated(flow=flow) | Published(flow=flow):
+                flows[flow.target, flow.protocol, flow.port, can_wait(each)].append(each)
+            case Untranslated() | Encapsulated():
                 captured.append(each)
     for group in flows.values():
-        found[Knocks(_unique(each.flow for each in group), group[0].refused)].extend(group)
+        found[Knocks(_unique(each.flow for each in group), can_wait(group[0]))].extend(group)
     if captured:
         found[Sightings(_unique(each.flow for each in captured))].extend(captured)
     return dict(found)
@@ -173,12 +176,21 @@ def judge(expectation: Expectation, found: Found) -> tuple[bool, str]:
         case NextHops(prefix=prefix, count=count), FoundRoutes(table):
             hops = table.get(prefix)
             return len(hops or ()) == count, f"{len(hops)}: {_hops(hops)}" if hops else _hops(hops)
-        case Reach(refused=refused), Knock(why, heard):
+        case (Reach(refused=refused), Knock(why, heard)) | (
+            Published(refused=True as refused),
+            Knock(why, heard),
+        ):
             return _reach(why, heard=heard, refused=refused)
+        case Translated(address=address), Knock():
+            return _seen_as(str(address), found)
+        case Published(sees=sees), Knock(own=own):
+            return _seen_as(str(sees or own), found)
         case Mtu(size=size), FoundSize(largest):
             return largest == size, "no packet gets there" if largest is None else str(largest)
         case Untranslated(flow=flow), Seen():
             return _untranslated(flow.target.place, found)
+        case Encapsulated(kind=kind, node=node, interface=interface), Seen():
+            return _encapsulated(kind, node, interface, found)
         case NoLeaks(), FoundLeaks(left):
             return not left, "; ".join(left) or "none"
     raise AssertionError(f"{found!r} does not answer {expectation!r}")
@@ -232,6 +244,22 @@ def _untranslated(target: str, seen: Seen) -> tuple[bool, str]:
     if not any(target in places[pair] for pair in there & places.keys()):
         return False, f"did not arrive; seen at {_names(everywhere) or 'no node'}"
     return True, f"own addresses at {_names(everywhere)}"
+
+
+def _encapsulated(kind: str, node: str, interface: str, seen: Seen) -> tuple[bool, str]:
+    here = [each for each in seen.sightings if (each.place, each.device) == (node, interface)]
+    if not any(each.destination == seen.target for each in here):
+        return False, f"not seen there; seen at {_names(each.place for each in seen.sightings) or 'no node'}"
+    ways = {each.carried for each in here}
+    return {way.split()[0] for way in ways} == {kind}, _names(ways)
+
+
+def _seen_as(address: str, knock: Knock) -> tuple[bool, str]:
+    if not knock.heard:
+        return False, knock.why or "reached, but by another program, which cannot be asked whom it saw"
+    if knock.why:
+        return False, f"arrived as {knock.client}, but {knock.why}"
+    return knock.client == address, f"as {knock.client}"
 
 
 def _names(places: Iterable[str]) -> str:
@@ -289,6 +317,6 @@ class _Run:
 
 def _part(expectation: Expectation, answer: Answer) -> Found:
     if isinstance(answer, Mapping):
-        assert isinstance(expectation, Reach | Untranslated)
+        assert isinstance(expectation, Reach | Untranslated | Encapsulated | Translated | Published)
         return answer[expectation.flow]
     return answer

@@ -199,6 +199,16 @@ BROKEN = [
         id="source of tcp translated",
     ),
     pytest.param(
+        "translated: [{from: a, to: b, tcp: 80, as: 10.1.0.2}, {from: a, to: b6, udp: 53, as: 'fd00:1::2'}]",
+        "r",
+        [
+            rule("-A POSTROUTING -t nat -o eth2 -j MASQUERADE"),
+            rule("-A POSTROUTING -t nat -o eth2 -j MASQUERADE", "ip6tables"),
+        ],
+        ["a -> b tcp 80: as 10.2.0.1", "a -> b6 udp 53: as fd00:2::1"],
+        id="seen as another than expected",
+    ),
+    pytest.param(
         "routes: [{node: a, present: [0.0.0.0/0, '::/0']}]",
         "a",
         [("ip -6 route del default", "ip -6 route add default via fd00:1::1")],
@@ -242,6 +252,42 @@ def test_a_translated_destination_is_seen_although_the_answer_comes(line: Lab) -
         holds(line, BETWEEN + "reach: [{from: a, to: other}]")
         (found,) = missed(line, BETWEEN + "untranslated: [{from: a, to: other}]")
     assert found == "a -> other: 10.1.0.2 -> 10.2.0.2 at b, r; 10.2.0.2 -> 10.1.0.2 at b, r"
+
+
+PUBLISHED = "published: [{{from: a, to: 10.1.0.1, tcp: 8080, at: b, port: 80{more}}}]"
+
+
+def test_a_published_port_is_what_leads_to_another(line: Lab) -> None:
+    where = "a -> 10.1.0.1 tcp 8080 (b 80)"
+    itself, as_router, shut = (
+        PUBLISHED.format(more=more) for more in ("", ", sees: 10.2.0.1", ", expect: refused")
+    )
+    translation = rule("-A PREROUTING -t nat -p tcp -d 10.1.0.1 --dport 8080 -j DNAT --to 10.2.0.2:80")
+    assert missed(line, itself) == [f"{where}: Connection refused"]
+    holds(line, shut)
+    with changed(line, "r", translation):
+        holds(line, itself)
+        assert missed(line, as_router) == [f"{where}: as 10.1.0.2"]
+        assert missed(line, shut) == [f"{where}: reached"]
+        with changed(line, "r", rule("-A POSTROUTING -t nat -o eth2 -j MASQUERADE")):
+            holds(line, as_router)
+            assert missed(line, itself) == [f"{where}: as 10.2.0.1"]
+
+
+def test_what_carries_a_flow_is_seen_on_the_link(line: Lab) -> None:
+    text = "endpoints: {far: {node: b, address: 10.5.0.2}}\nencapsulated:\n"
+    far = f"{text}- {{from: a, to: far, as: vxlan, on: 'r:eth1'}}\n"
+    near = "- {from: a, to: b, as: native, on: 'r:eth2'}\n"
+    with ExitStack() as undo:
+        for node, remote, address in (("a", "10.2.0.2", "10.5.0.1"), ("b", "10.1.0.2", "10.5.0.2")):
+            add = f"ip link add v up type vxlan id 7 dev eth1 remote {remote} dstport 8472"
+            undo.enter_context(changed(line, node, (add, "ip link del v")))
+            line.exec(node, f"ip address add {address}/24 dev v".split())
+        holds(line, far + near)
+        other = (far + near).replace("vxlan", "ipip").replace("native", "vxlan")
+        assert missed(line, other) == ["a -> far on r:eth1: vxlan 7 at port 8472", "a -> b on r:eth2: native"]
+        # The link's other end tells the same.
+        holds(line, far.replace("r:eth1", "a:eth1"))
 
 
 def test_a_path_that_carries_more_than_expected_is_a_miss(line: Lab) -> None:

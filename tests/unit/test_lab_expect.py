@@ -8,22 +8,27 @@ import pytest
 from fabric.errors import ConfigError
 from fabric.lab import source as sources
 from fabric.lab.expect import (
+    Door,
+    Encapsulated,
     Endpoint,
     Expectations,
     Flow,
     Mtu,
     NextHops,
     NoLeaks,
+    Published,
     Reach,
     Route,
     SessionUp,
+    Translated,
     Untranslated,
     beside,
     load,
     resolve,
 )
 from fabric.lab.profiles import builtin
-from fabric.lab.topology import Node, Topology
+from fabric.lab.topology import Endpoint as End
+from fabric.lab.topology import Link, Node, Topology
 
 FILE = Path("rack.verify.yml")
 
@@ -40,9 +45,11 @@ RACK = Topology(
         node("node2", "fabricctl/node"),
         node("outside", "alpine"),
     ),
+    links=(Link(End("tor", "eth1"), End("node1", "eth1")),),
 )
 WEB, DB = Endpoint("web", "node1", "web"), Endpoint("db", "node2", "db")
 OUTSIDE, NODE1 = Endpoint("outside", "outside"), Endpoint("node1", "node1")
+DOOR = Door(ip_address("10.10.1.2"), 8080)
 ENDPOINTS = "endpoints:\n  web: {node: node1, netns: web}\n  db: {node: node2, netns: db}\n"
 
 
@@ -94,6 +101,39 @@ def expectations(text: str) -> Expectations:
                 Untranslated(7, Flow(WEB, DB, "udp", 4000)),
             ],
             id="a node's name stands for the node",
+        ),
+        pytest.param(
+            ENDPOINTS + "encapsulated:\n- {from: web, to: db, as: vxlan, on: 'tor:eth1'}\n"
+            "- {from: db, to: web, tcp: 80, as: native, on: 'node1:eth1'}\n",
+            [
+                Encapsulated(5, Flow(WEB, DB), "vxlan", "tor", "eth1"),
+                Encapsulated(6, Flow(DB, WEB, "tcp", 80), "native", "node1", "eth1"),
+            ],
+            id="what carries packets on a link",
+        ),
+        pytest.param(
+            ENDPOINTS + "translated:\n- {from: web, to: outside, tcp: 80, as: 10.10.1.2}\n",
+            [Translated(5, Flow(WEB, OUTSIDE, "tcp", 80), ip_address("10.10.1.2"))],
+            id="as whom the target sees the sender",
+        ),
+        pytest.param(
+            ENDPOINTS + "published:\n- {from: [outside, web], to: 10.10.1.2, tcp: 8080, at: web, port: 80}\n"
+            "- {from: node1, to: 127.0.0.1, udp: 53, at: db, port: 5353, sees: 10.10.1.2}\n"
+            "- {from: outside, to: 10.10.1.3, tcp: 8080, at: web, port: 80, expect: refused}\n",
+            [
+                Published(5, Flow(OUTSIDE, WEB, "tcp", 80, DOOR), None, refused=False),
+                Published(5, Flow(WEB, WEB, "tcp", 80, DOOR), None, refused=False),
+                Published(
+                    6,
+                    Flow(NODE1, DB, "udp", 5353, Door(ip_address("127.0.0.1"), 53)),
+                    ip_address("10.10.1.2"),
+                    refused=False,
+                ),
+                Published(
+                    7, Flow(OUTSIDE, WEB, "tcp", 80, Door(ip_address("10.10.1.3"), 8080)), None, refused=True
+                ),
+            ],
+            id="ports that lead elsewhere, also from behind them",
         ),
         pytest.param(
             "leaks: none\n",
@@ -228,6 +268,36 @@ def test_two_names_for_one_place_are_no_pair() -> None:
         ),
         pytest.param(
             ENDPOINTS + "mtu:\n- {from: web, to: db}\n", "5: mtu.0.bytes: is required", id="no size"
+        ),
+        pytest.param(
+            ENDPOINTS + "encapsulated:\n- {from: web, to: db, as: gre, on: 'tor:eth1'}\n",
+            "5: encapsulated.0.as: input should be 'ipip', 'vxlan' or 'native'",
+            id="encapsulation",
+        ),
+        pytest.param(
+            ENDPOINTS + "encapsulated:\n- {from: web, to: db, as: ipip, on: tor}\n",
+            '5: encapsulated.0.on: "tor": name an end of a link, as NODE:INTERFACE',
+            id="a link by its node",
+        ),
+        pytest.param(
+            ENDPOINTS + "encapsulated:\n- {from: web, to: db, as: ipip, on: 'tor:eth2'}\n",
+            '5: encapsulated.0.on: no link of the topology ends at tor:eth2 (did you mean "tor:eth1"?)',
+            id="a link that is not there",
+        ),
+        pytest.param(
+            ENDPOINTS + "translated:\n- {from: web, to: outside, as: 10.10.1.2}\n",
+            "5: translated.0: who answers a ping cannot be asked whom it saw: give it tcp or udp",
+            id="a translated ping",
+        ),
+        pytest.param(
+            ENDPOINTS + "published:\n- {from: db, to: 10.10.1.2, at: web, port: 80}\n",
+            "5: published.0: give it tcp or udp, the port that is published",
+            id="published without a port",
+        ),
+        pytest.param(
+            ENDPOINTS + "published:\n- {from: db, to: 10.10.1.2, tcp: 80, at: webb, port: 80}\n",
+            '5: published.0.at: there is no endpoint "webb", and no such node (did you mean "web"?)',
+            id="published for nobody",
         ),
         pytest.param("leaks: some\n", "1: leaks: input should be 'none'", id="leaks"),
     ],

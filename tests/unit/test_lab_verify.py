@@ -28,15 +28,19 @@ from fabric.lab.asking import (
     Unanswered,
 )
 from fabric.lab.expect import (
+    Door,
+    Encapsulated,
     Endpoint,
     Expectation,
     Flow,
     Mtu,
     NextHops,
     NoLeaks,
+    Published,
     Reach,
     Route,
     SessionUp,
+    Translated,
     Untranslated,
 )
 from fabric.lab.routers import Session
@@ -55,6 +59,11 @@ PRESENT = Route(2, "tor", "bgp", PREFIX, present=True)
 ABSENT = Route(3, "tor", "bgp", PREFIX, present=False)
 TWO = NextHops(4, "tor", "bgp", PREFIX, 2)
 REACHED, REFUSED = Reach(5, UDP, refused=False), Reach(6, UDP, refused=True)
+IN_VXLAN = Encapsulated(10, PING, "vxlan", "tor", "eth1")
+AS_NODE = Translated(11, TCP, ip_address("10.10.1.2"))
+DOOR = Flow(OUTSIDE, DB, "tcp", 80, Door(ip_address("10.10.1.2"), 8080))
+OPEN, SHUT = Published(12, DOOR, None, refused=False), Published(13, DOOR, None, refused=True)
+HAIRPIN = Published(14, DOOR, ip_address("10.10.1.2"), refused=False)
 MTU, OWN, NONE = Mtu(7, PING, 1500), Untranslated(8, PING), NoLeaks(9, "host")
 
 
@@ -71,6 +80,16 @@ def seen(*sightings: tuple[str, str, str]) -> Seen:
         frozenset({"10.77.1.1", "10.0.0.1"}),
         "10.77.9.9",
         tuple(Sighting(place, "eth1", source, destination) for place, source, destination in sightings),
+    )
+
+
+def carried(*ways: tuple[str, str], back: bool = False) -> Seen:
+    """What was seen of web's packet to db: (device of tor, what carried it); of the answer, if `back`."""
+    ends = ("10.77.9.9", "10.77.1.1") if back else ("10.77.1.1", "10.77.9.9")
+    return Seen(
+        frozenset({"10.77.1.1"}),
+        "10.77.9.9",
+        tuple(Sighting("tor", device, *ends, way) for device, way in ways),
     )
 
 
@@ -135,6 +154,43 @@ def seen(*sightings: tuple[str, str, str]) -> Seen:
         (OWN, seen(("node1", "10.77.1.1", "10.77.9.9")), False, "did not arrive; seen at node1"),
         (OWN, seen(("node2/db", "10.77.9.9", "10.77.1.1")), False, "did not arrive; seen at node2/db"),
         (OWN, seen(), False, "did not arrive; seen at no node"),
+        (IN_VXLAN, carried(("eth1", "vxlan 4096 at port 4789")), True, "vxlan 4096 at port 4789"),
+        (IN_VXLAN, carried(("eth1", "native")), False, "native"),
+        (
+            IN_VXLAN,
+            carried(("eth1", "vxlan 7 at port 8472"), ("eth1", "native")),
+            False,
+            "native, vxlan 7 at port 8472",
+        ),
+        (IN_VXLAN, carried(("eth2", "vxlan 4096 at port 4789")), False, "not seen there; seen at tor"),
+        (
+            IN_VXLAN,
+            carried(("eth1", "vxlan 4096 at port 4789"), back=True),
+            False,
+            "not seen there; seen at tor",
+        ),
+        (IN_VXLAN, carried(), False, "not seen there; seen at no node"),
+        (AS_NODE, Knock("", heard=True, client="10.10.1.2"), True, "as 10.10.1.2"),
+        (AS_NODE, Knock("", heard=True, client="10.77.1.1"), False, "as 10.77.1.1"),
+        (
+            AS_NODE,
+            Knock("no answer", heard=True, client="10.10.1.2"),
+            False,
+            "arrived as 10.10.1.2, but no answer",
+        ),
+        (AS_NODE, Knock("no answer"), False, "no answer"),
+        (
+            AS_NODE,
+            Knock(""),
+            False,
+            "reached, but by another program, which cannot be asked whom it saw",
+        ),
+        (OPEN, Knock("", heard=True, client="10.10.4.2", own="10.10.4.2"), True, "as 10.10.4.2"),
+        (OPEN, Knock("", heard=True, client="10.10.1.2", own="10.10.4.2"), False, "as 10.10.1.2"),
+        (HAIRPIN, Knock("", heard=True, client="10.10.1.2", own="10.10.4.2"), True, "as 10.10.1.2"),
+        (SHUT, Knock("", heard=True, client="10.10.1.2", own="10.10.4.2"), False, "reached"),
+        (SHUT, Knock("Connection refused"), True, "Connection refused"),
+        (SHUT, Knock("no answer", heard=True, client="10.10.4.2"), False, "arrived, but no answer"),
         (NONE, FoundLeaks(()), True, "none"),
         (NONE, FoundLeaks(("link a", "link b")), False, "link a; link b"),
     ],
@@ -166,6 +222,11 @@ def test_one_question_decides_all_that_it_can() -> None:
         back,
         second,
         tcp,
+        IN_VXLAN,
+        AS_NODE,
+        OPEN,
+        SHUT,
+        HAIRPIN,
     ]
     assert questions(asked) == {
         Sessions("tor"): [SESSION, other],
@@ -173,14 +234,15 @@ def test_one_question_decides_all_that_it_can() -> None:
         Routes("tor", "kernel"): [kernel],
         Knocks((UDP, second.flow), refused=False): [REACHED, second],
         Knocks((UDP,), refused=True): [REFUSED],
-        Knocks((TCP,), refused=False): [tcp],
+        Knocks((TCP, DOOR), refused=False): [tcp, AS_NODE, OPEN, HAIRPIN],
+        Knocks((DOOR,), refused=True): [SHUT],
         Largest(PING, 1500): [MTU],
-        Sightings((PING, back.flow)): [OWN, back],
+        Sightings((PING, back.flow)): [OWN, back, IN_VXLAN],
         Leaks("host"): [NONE],
     }
 
 
-@pytest.mark.parametrize("absence", [ABSENT, REFUSED, NONE])
+@pytest.mark.parametrize("absence", [ABSENT, REFUSED, SHUT, NONE])
 def test_what_is_met_by_an_absence_waits_for_the_rest_and_has_to_last(absence: Expectation) -> None:
     assert can_wait(absence)
     assert lasts(absence)
@@ -192,7 +254,7 @@ def test_a_state_has_to_last(state: Expectation) -> None:
     assert lasts(state)
 
 
-@pytest.mark.parametrize("once", [REACHED, MTU, OWN])
+@pytest.mark.parametrize("once", [REACHED, MTU, OWN, IN_VXLAN, AS_NODE, OPEN])
 def test_what_needs_traffic_is_enough_once(once: Expectation) -> None:
     assert not can_wait(once)
     assert not lasts(once)
@@ -209,6 +271,11 @@ def ipv4(protocol: int, body: bytes, source: str = "10.77.1.1", destination: str
     return head + socket.inet_aton(source) + socket.inet_aton(destination) + body
 
 
+def vxlan(inner: bytes, port: int = 4789, vni: int = 4096) -> bytes:
+    head = struct.pack("!HHHHBxxxI", 1, port, 16 + len(inner), 0, 8, vni << 8)
+    return head + inner
+
+
 def ipv6(protocol: int, body: bytes) -> bytes:
     head = struct.pack("!IHBB", 6 << 28, len(body), protocol, 64)
     return head + ip_address("fd77::1").packed + ip_address("fd77::9").packed + body
@@ -216,7 +283,8 @@ def ipv6(protocol: int, body: bytes) -> bytes:
 
 ETHERNET = bytes(12) + b"\x08\x00"
 UDP_HEADER = struct.pack("!HHHH", 1, 2, 8 + len(PAYLOAD), 0)
-FOUR, SIX = ("0007", "10.77.1.1", "10.77.9.9"), ("0007", "fd77::1", "fd77::9")
+FOUR, SIX = ("0007", "10.77.1.1", "10.77.9.9", "native"), ("0007", "fd77::1", "fd77::9", "native")
+INNER = ETHERNET + ipv4(17, UDP_HEADER + PAYLOAD)
 
 
 def tcp(options: int) -> bytes:
@@ -234,8 +302,28 @@ def tcp(options: int) -> bytes:
         pytest.param(ETHERNET + ipv6(6, tcp(12) + PAYLOAD + b"more"), [SIX], id="tcp over ipv6"),
         pytest.param(
             ETHERNET + ipv4(4, ipv4(17, UDP_HEADER + PAYLOAD), "192.0.2.1", "192.0.2.2"),
+            [(*FOUR[:3], "ipip")],
+            id="in IPIP",
+        ),
+        pytest.param(
+            ipv4(4, ipv4(1, bytes(8) + PAYLOAD), "192.0.2.1", "192.0.2.2"),
+            [(*FOUR[:3], "ipip")],
+            id="in IPIP, no link header",
+        ),
+        pytest.param(
+            ETHERNET + ipv4(17, vxlan(INNER), "192.0.2.1", "192.0.2.2"),
+            [(*FOUR[:3], "vxlan 4096 at port 4789")],
+            id="in VXLAN",
+        ),
+        pytest.param(
+            ETHERNET + ipv6(17, vxlan(ETHERNET + ipv6(6, tcp(12) + PAYLOAD), 8472, 7)),
+            [(*SIX[:3], "vxlan 7 at port 8472")],
+            id="in VXLAN over IPv6, of other numbers",
+        ),
+        pytest.param(
+            ETHERNET + ipv4(17, bytes(16) + INNER, "192.0.2.1", "192.0.2.2"),
             [FOUR],
-            id="in a tunnel",
+            id="in UDP that is no VXLAN",
         ),
         pytest.param(
             bytes(12) + b"\x81\x00\x00\x07\x08\x00" + ipv4(17, UDP_HEADER + PAYLOAD), [FOUR], id="tagged"
@@ -304,6 +392,9 @@ OWN_ROUTES: list[Mapping[str, Any]] = [
         pytest.param([TO_PEER], [BLOCK, LEARNED, BY_IPV6], [], [], id="no containers"),
         pytest.param([HOST_END], [], [], ["link fab0123456789ab"], id="link"),
         pytest.param([], OWN_ROUTES, [], ["route 10.77.1.1", "route fd77::1"], id="routes"),
+        pytest.param(
+            [TO_PEER], [{"dst": "10.77.9.64", "dev": "vxlan.fabric"}], [], [], id="a tunnel's far end"
+        ),
         pytest.param(
             [{"ifname": "fabric0"}],
             [{"dst": "10.1.0.0/16", "dev": "eth1"}],
