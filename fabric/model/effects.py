@@ -111,6 +111,9 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
         {
             "spec.cidr",
             "spec.blockSize",
+            "spec.ipipMode",
+            "spec.vxlanMode",
+            "spec.natOutgoing",
             "spec.disabled",
             "spec.disableBGPExport",
             "spec.nodeSelector",
@@ -128,6 +131,11 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
             "spec.bgp.ipv4Address",
             "spec.bgp.ipv6Address",
             "spec.bgp.routeReflectorClusterID",
+            "spec.bgp.ipv4IPIPTunnelAddr",
+            "spec.ipv4VXLANTunnelAddr",
+            "spec.vxlanTunnelMACAddr",
+            "spec.ipv6VXLANTunnelAddr",
+            "spec.vxlanTunnelMACAddrV6",
             "spec.interfaces",
         }
     ),
@@ -160,13 +168,8 @@ ACTING: Final[Mapping[type[Resource], frozenset[str]]] = {
 # Of a BGPConfiguration named node.<name>; whatever it says of the mesh, which is the cluster's, is not done.
 _ACTING_ON_A_NODE: Final = frozenset({"spec.listenPort", "spec.prefixAdvertisements", "spec.communities"})
 
-# What acts only in part, and how.
-_IN_PART: Final[Mapping[tuple[str, str], str]] = {
-    ("IPPool", path): "gives nodes tunnel addresses; traffic is not tunnelled yet"
-    for path in ("spec.ipipMode", "spec.vxlanMode")
-}
-
-WHOLE = ""
+WHOLE: Final = ""
+KEPT: Final = "kept, not used"  # what comes of a field that `not_used` names
 
 
 def not_used(resource: Resource) -> tuple[str, ...]:
@@ -189,12 +192,9 @@ def not_used(resource: Resource) -> tuple[str, ...]:
         ours = extensions.unknown(resource.kind, said)
         if isinstance(resource, Profile) and not resource.metadata.name.startswith(NAMESPACE_PROFILE):
             ours += [extensions.DROP_LOG] * (extensions.DROP_LOG in said)
+        if isinstance(resource, IPPool) and resource.spec.ipip_mode == "Never":
+            ours += [extensions.TUNNEL_FALLBACK] * (extensions.TUNNEL_FALLBACK in said)
     return (*(f"metadata.annotations.{key}" for key in ours), *inert)
-
-
-def effect(kind: str, path: str) -> str:
-    """Return in words what comes of a field that `not_used` names."""
-    return _IN_PART.get((kind, path), "kept, not used")
 
 
 def acts(kind: type[Resource], path: str) -> bool:

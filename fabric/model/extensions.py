@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 from fabric.model.fields import Address, valid_labels
 
@@ -34,6 +34,9 @@ ON_CHANGE: Final = "fabricctl.io/on-change"
 DROP_LOG: Final = "fabricctl.io/drop-log"
 FORWARDING: Final = "fabricctl.io/forwarding"
 KUBERNETES: Final = "fabricctl.io/kubernetes"
+TUNNEL_FALLBACK: Final = "fabricctl.io/tunnel-fallback"
+BGP: Final = "fabricctl.io/bgp"
+LACKS: Final = "fabricctl.io/lacks"
 
 AUTO_GATEWAY: Final = "auto-gateway"
 UPLINK: Final = "uplink"
@@ -83,9 +86,18 @@ def addresses(text: str) -> frozenset[Address]:
         raise ValueError("must be addresses, with commas between them") from None
 
 
+def tunnels(text: str) -> frozenset[Literal["ipip", "vxlan"]]:
+    """Return the kinds of tunnel in a list with commas. Raises ValueError where one of them is none."""
+    found = frozenset(part.strip() for part in text.split(",") if part.strip())
+    if not found <= {"ipip", "vxlan"}:
+        raise ValueError("must be ipip, vxlan, or both with a comma between them")
+    return cast('frozenset[Literal["ipip", "vxlan"]]', found)
+
+
 policy = one_of("safe", "calico")
 on_change = one_of("cut", "keep")
 forwarding = one_of("keep", "accept")
+tunnel_fallback = one_of("vxlan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +227,27 @@ KNOWN: Final[Mapping[str, Mapping[str, Extension]]] = {
             "`keep`",
             "what the host forwards that concerns neither a workload, a tunnel nor a pool: as it was before this "
             "node joined, or all of it",
+        ),
+        BGP: Extension(
+            switch,
+            "`on`, `off`",
+            "`on`",
+            "off: the node has no BGP session, and the others take the way to its blocks from the datastore; "
+            "`node join --bgp` sets it, and the node writes it",
+        ),
+        LACKS: Extension(
+            tunnels,
+            "`ipip`, `vxlan`, or both with a comma",
+            "",
+            "tunnels that pools ask of the node, and its kernel does not have; the node writes it",
+        ),
+    },
+    "IPPool": {
+        TUNNEL_FALLBACK: Extension(
+            tunnel_fallback,
+            "`vxlan`",
+            "",
+            "beside `ipipMode`: two nodes of which one has no IPIP use VXLAN between them",
         ),
     },
     **dict.fromkeys(

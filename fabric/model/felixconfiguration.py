@@ -48,6 +48,16 @@ HostAction: TypeAlias = Annotated[
 ]
 Backend: TypeAlias = Annotated[Literal["Legacy", "NFT", "Auto"], _in_any_case("Legacy", "NFT", "Auto")]
 Spoofing: TypeAlias = Annotated[Literal["Disabled", "Any"], _in_any_case("Disabled", "Any")]
+Exclusions: TypeAlias = Annotated[
+    Literal["IPPoolsOnly", "IPPoolsAndHostIPs"], _in_any_case("IPPoolsOnly", "IPPoolsAndHostIPs")
+]
+# As iptables takes it: a `+` at the end stands for any text.
+InterfaceFilter = Annotated[
+    str, matching(r"[a-zA-Z0-9:._+-]{1,15}", "must be 1 to 15 letters, digits, ':', '.', '_', '+' and '-'")
+]
+VXLAN_PORT: Final = 4789
+VXLAN_VNI: Final = 4096
+Vni = Annotated[int, Field(strict=True, ge=0, le=0xFFFFFF)]
 Mark = Annotated[int, Field(strict=True, ge=0, le=0xFFFFFFFF)]
 MARK_BITS: Final = 3  # that policy needs of a packet's mark
 
@@ -120,7 +130,14 @@ class ActingSettings(Model):
     """
 
     blank_is_absent: ClassVar = frozenset(
-        {"logSeverityScreen", "defaultEndpointToHostAction", "iptablesBackend"}
+        {
+            "logSeverityScreen",
+            "defaultEndpointToHostAction",
+            "iptablesBackend",
+            "natOutgoingAddress",
+            "natOutgoingExclusions",
+            "iptablesNATOutgoingInterfaceFilter",
+        }
     )
 
     node_selector: SelectorText | None = None
@@ -132,7 +149,8 @@ class ActingSettings(Model):
     failsafe_outbound_host_ports: Annotated[tuple[ProtoPort, ...] | None, Means(_PORTS_OUT)] = None
     iptables_backend: Annotated[Backend | None, Means("Auto")] = None
     iptables_mark_mask: Annotated[MarkMask | None, Means(0xFFFF0000)] = None
-    vxlan_port: Annotated[Port | None, Means(4789)] = Field(default=None, alias="vxlanPort")
+    vxlan_port: Annotated[Port | None, Means(VXLAN_PORT)] = Field(default=None, alias="vxlanPort")
+    vxlan_vni: Annotated[Vni | None, Means(VXLAN_VNI)] = Field(default=None, alias="vxlanVNI")
     allow_vxlan_packets_from_workloads: Annotated[Flag | None, Means(False)] = Field(
         default=None, alias="allowVXLANPacketsFromWorkloads"
     )
@@ -141,6 +159,12 @@ class ActingSettings(Model):
     )
     workload_source_spoofing: Annotated[Spoofing | None, Means("Disabled")] = None
     disable_conntrack_invalid_check: Annotated[Flag | None, Means(False)] = None
+    nat_port_range: NumericPortMatch | None = None
+    nat_outgoing_address: IPv4 | None = None
+    nat_outgoing_exclusions: Annotated[Exclusions | None, Means("IPPoolsOnly")] = None
+    nat_outgoing_interfaces: InterfaceFilter | None = Field(
+        default=None, alias="iptablesNATOutgoingInterfaceFilter"
+    )
 
 
 def _failsafe(ports: str) -> tuple[ProtoPort, ...]:
@@ -178,7 +202,7 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         bpfMapSizeRoute=262144 deviceRouteProtocol=3 goGCThreshold=40 goMaxProcs=-1 goMemoryLimitMB=-1
         ipipMTU=0 ipv4ElevatedRoutePriority=512 ipv4NormalRoutePriority=1024 ipv6ElevatedRoutePriority=512
         ipv6NormalRoutePriority=1024 logActionRateLimitBurst=5 maxIpsetSize=1048576 vxlanMTU=0 vxlanMTUV6=0
-        vxlanVNI=4096 wireguardMTU=0 wireguardMTUV6=0 wireguardRoutingRulePriority=99
+        wireguardMTU=0 wireguardMTUV6=0 wireguardRoutingRulePriority=99
         """,
     ),
     (Mark, "nftablesMarkMask=4294901760"),
@@ -190,7 +214,7 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         wireguardListeningPortV6=51821
         """,
     ),
-    (NumericPortMatch, "bpfPSNATPorts=20000:29999 natPortRange"),
+    (NumericPortMatch, "bpfPSNATPorts=20000:29999"),
     (Annotated[tuple[NumericPortMatch, ...], Field(max_length=7)], "kubeNodePortRanges=30000:32767"),
     (
         Duration,
@@ -228,7 +252,6 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
     (_one_of("Accept", "Return"), "nftablesFilterAllowAction=Accept nftablesMangleAllowAction=Accept"),
     (_one_of("Drop", "Reject"), "iptablesFilterDenyAction=Drop nftablesFilterDenyAction=Drop"),
     (_one_of("Disabled", "PodsAndLoadBalancers"), "localSubnetL2Reachability=Disabled"),
-    (_one_of("IPPoolsOnly", "IPPoolsAndHostIPs"), "natOutgoingExclusions=IPPoolsOnly"),
     (_one_of("Disabled", "Enabled", "Auto"), "nftablesMode=Auto"),
     (
         _one_of("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"),
@@ -249,7 +272,7 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         bpfDisableGROForIfaces bpfL3IfacePattern cgroupV2Path dataplaneDriver=calico-iptables-plugin
         debugHost=localhost debugMemoryProfilePath endpointStatusPathPrefix=/var/run/calico
         featureDetectOverride featureGates flowLogsGoldmaneServer healthHost=localhost
-        interfaceExclude=kube-ipvs0 interfacePrefix=cali iptablesNATOutgoingInterfaceFilter
+        interfaceExclude=kube-ipvs0 interfacePrefix=cali
         logDebugFilenameRegex logFilePath=/var/log/calico/felix.log logPrefix=calico-packet
         metadataAddr=127.0.0.1 mtuIfacePattern=^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)
         nftablesFlowTableDataIfacePattern nftablesFlowTableOffload=Disabled openstackRegion
@@ -257,7 +280,7 @@ _KEPT: Final[tuple[tuple[Any, str], ...]] = (
         prometheusMetricsKeyFile wireguardInterfaceName=wireguard.cali wireguardInterfaceNameV6=wg-v6.cali
         """,
     ),
-    (IPv4, "deviceRouteSourceAddress natOutgoingAddress"),
+    (IPv4, "deviceRouteSourceAddress"),
     (IPv6, "deviceRouteSourceAddressIPv6"),
     (tuple[LooseNet, ...], "bpfDSROptoutCIDRs bpfExcludeCIDRsFromNAT"),
     (tuple[LooseV4Net, ...], "externalNodesList"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -87,3 +88,14 @@ class Node(Resource):
         """Its own addresses, IPv4 first; none where it has no part in BGP."""
         bgp = self.spec.bgp
         return tuple(a for a in (bgp.ipv4_address, bgp.ipv6_address) if a) if bgp else ()
+
+    @property
+    def sends_from(self) -> frozenset[IPv4Address | IPv6Address]:
+        """The addresses that packets of the node itself may come from: its own, and others that it says it has."""
+        texts = [one.address for one in self.spec.addresses]
+        texts += [text for link in self.spec.interfaces for text in link.addresses]
+        named = {held.ip for held in self.addresses}
+        for text in texts:
+            with suppress(ValueError):  # Calico takes any text there
+                named.add(ip_interface(text).ip)
+        return frozenset(named)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fabric.model.base import Model, Unknown
-from fabric.model.effects import ACTING, acts, effect, not_used
+from fabric.model.effects import ACTING, acts, not_used
 from fabric.model.kinds import KINDS
 from fabric.model.wire import from_json
 from tests import reference
@@ -21,7 +21,7 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
         (
             "IPPool",
             {"cidr": "10.0.0.0/16", "natOutgoing": True, "ipipMode": "Always", "assignmentMode": "Manual"},
-            ("spec.ipipMode", "spec.natOutgoing"),
+            (),
         ),
         ("IPReservation", {"reservedCIDRs": ["10.0.0.1"]}, ()),
         (
@@ -45,7 +45,7 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
                 "bgp": {"routeReflectorClusterID": "1.0.0.1", "ipv4IPIPTunnelAddr": "10.0.0.1"},
                 "wireguard": {},
             },
-            ("spec.bgp.ipv4IPIPTunnelAddr", "spec.wireguard"),
+            ("spec.wireguard",),
         ),
         ("ClusterInformation", {"datastoreReady": False, "clusterType": "x"}, ()),
         (
@@ -63,6 +63,11 @@ def unused(kind: str, spec: object, name: str = "default") -> tuple[str, ...]:
                 "iptablesBackend": "NFT",
                 "iptablesMarkMask": 0xFF0000,
                 "vxlanPort": 4790,
+                "vxlanVNI": 7,
+                "natPortRange": "32768:65535",
+                "natOutgoingAddress": "192.0.2.1",
+                "natOutgoingExclusions": "IPPoolsAndHostIPs",
+                "iptablesNATOutgoingInterfaceFilter": "eth+",
                 "allowVXLANPacketsFromWorkloads": True,
                 "allowIPIPPacketsFromWorkloads": True,
                 "workloadSourceSpoofing": "Any",
@@ -141,10 +146,15 @@ def test_an_annotation_of_ours_that_means_nothing_there_is_named(
     assert [path.rpartition("/")[2] for path in not_used(from_json(json.dumps(value)))] == unused
 
 
-def test_a_pools_tunnel_is_said_to_act_in_part() -> None:
-    told = "gives nodes tunnel addresses; traffic is not tunnelled yet"
-    assert [effect("IPPool", path) for path in ("spec.ipipMode", "spec.vxlanMode")] == [told, told]
-    assert effect("IPPool", "spec.natOutgoing") == "kept, not used"
+@pytest.mark.parametrize(
+    ("mode", "unused"),
+    [("ipipMode", ()), ("vxlanMode", ("metadata.annotations.fabricctl.io/tunnel-fallback",))],
+)
+def test_a_fallback_means_nothing_beside_a_pool_without_ipip(mode: str, unused: tuple[str, ...]) -> None:
+    said = {"fabricctl.io/tunnel-fallback": "vxlan"}
+    spec = {"cidr": "10.0.0.0/16", mode: "Always"}
+    value = {"kind": "IPPool", "metadata": {"name": "a", "annotations": said}, "spec": spec}
+    assert not_used(from_json(json.dumps(value))) == unused
 
 
 def test_what_acts_is_a_field_that_exists() -> None:

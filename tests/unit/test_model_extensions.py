@@ -31,7 +31,10 @@ GOOD = {
         "node-id": ["anything"],
         "forwarding": ["keep", "accept"],
         "drop-log": ["on", "off"],
+        "bgp": ["on", "off"],
+        "lacks": ["", "ipip", "vxlan", "ipip,vxlan", "ipip, vxlan"],
     },
+    "IPPool": {"tunnel-fallback": ["vxlan"]},
     "WorkloadEndpoint": {"netns": ["/run/netns/a"]},
     "NetworkPolicy": {"on-change": ["cut", "keep"], "drop-log": ["on", "off"], "kubernetes": ["{}"]},
     "StagedGlobalNetworkPolicy": {"on-change": ["keep"]},
@@ -52,13 +55,18 @@ BAD = {
     "on-change": ["", "Keep", "drop"],
     "drop-log": ["true", "On", ""],
     "forwarding": ["on", "drop"],
+    "bgp": ["true", "Off", ""],
+    "lacks": ["IPIP", "ipip;vxlan", "none"],
+    "tunnel-fallback": ["", "ipip", "true"],
     "drained": ["tor-1", "192.0.2.1;fd00::1", "192.0.2.0/24", "fe80::1%eth0"],
 }
 
 
 def tree(kind: str, said: dict[str, str], spec: dict[str, Any] | None = None) -> dict[str, Any]:
     annotations = {f"{PREFIX}{key}": text for key, text in said.items()}
-    base: dict[str, Any] = {"peerIP": "192.0.2.1"} if kind == "BGPPeer" else {}
+    base: dict[str, Any] = {"BGPPeer": {"peerIP": "192.0.2.1"}, "IPPool": {"cidr": "10.0.0.0/16"}}.get(
+        kind, {}
+    )
     return {"kind": kind, "metadata": {"name": "x", "annotations": annotations}, "spec": base | (spec or {})}
 
 

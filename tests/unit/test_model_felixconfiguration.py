@@ -8,6 +8,8 @@ from fabric.model.felixconfiguration import FelixConfiguration, FelixConfigurati
 from fabric.model.fields import seconds
 from fabric.model.wire import from_json, from_tree, to_json
 
+FILTER = "must be 1 to 15 letters, digits, ':', '.', '_', '+' and '-'"
+
 
 def configuration(spec: object, name: str = "default") -> str:
     return json.dumps(
@@ -69,6 +71,15 @@ def test_words_are_taken_in_any_case(word: str) -> None:
         (
             {"iptablesMarkMask": 0x90000},
             "spec.iptablesMarkMask: 589824: must have at least 3 bits set: policy marks packets with them",
+        ),
+        ({"vxlanVNI": 16777216}, "spec.vxlanVNI: 16777216: must be at most 16777215"),
+        (
+            {"iptablesNATOutgoingInterfaceFilter": "a b"},
+            f'spec.iptablesNATOutgoingInterfaceFilter: "a b": {FILTER}',
+        ),
+        (
+            {"natPortRange": "http"},
+            'spec.natPortRange: "http": must be a port or MIN:MAX, and not the name of a port',
         ),
         ({"natOutgoingAddress": "fd00::1"}, 'spec.natOutgoingAddress: "fd00::1": must be an IPv4 address'),
         (
