@@ -14,7 +14,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -33,34 +33,31 @@ AnyAddress: TypeAlias = Address | Prefix | IPv4Interface | IPv6Interface
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_DELADDR = 20, 21
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
 NLMSGERR_ATTR_MSG = 1
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD = (
-    1,
-    3,
-    4,
-    5,
-    18,
-    27,
-    28,
-)
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64, IFLA_GROUP, IFLA_NET_NS_FD = 18, 20, 23, 27, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
-NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NUD_PERMANENT = 1, 2, 8, 0x80
+AF_BRIDGE, NTF_SELF = 7, 2  # a VXLAN's forwarding database
 RTEXT_FILTER_SKIP_STATS = 8
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 9, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 8, 9, 18
+RTAX_MTU = 2
 RT_TABLE_MAIN, RTN_UNICAST, RTN_BLACKHOLE = 254, 1, 6
 RTNH_F_ONLINK = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 # family, lengths of destination and source, tos, table, protocol, scope, type, flags
 RTMSG = struct.Struct("=BBBBBBBBI")
 RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, weight less 1, index; its attributes follow
@@ -113,14 +110,47 @@ def _end(name: str, mac: str, mtu: int) -> bytes:
     return text(IFLA_IFNAME, name) + attr(IFLA_ADDRESS, mac_bytes(mac)) + u32(IFLA_MTU, mtu)
 
 
-def link_up(index: int) -> Request:
-    return Request(f"link {index} up", RTM_NEWLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP))
+def link_up(index: int, alias: str = "") -> Request:
+    """Set the link up, and first its alias if one is given."""
+    body = IFINFO.pack(0, 0, index, IFF_UP, IFF_UP) + (attr(IFLA_IFALIAS, alias.encode()) if alias else b"")
+    return Request(f"link {index} up", RTM_NEWLINK, 0, body)
+
+
+def link_mtu(index: int, mtu: int) -> Request:
+    body = IFINFO.pack(0, 0, index, 0, 0) + u32(IFLA_MTU, mtu)
+    return Request(f"MTU {mtu} of link {index}", RTM_NEWLINK, 0, body)
+
+
+def link_alias(index: int, alias: str) -> Request:
+    """Set the alias, or take it away where it is ""."""
+    body = IFINFO.pack(0, 0, index, 0, 0) + attr(IFLA_IFALIAS, alias.encode())
+    return Request(f"alias of link {index}", RTM_NEWLINK, 0, body)
 
 
 def link_mac(index: int, mac: str) -> Request:
     """Set the MAC; the kernel then forgets the link's neighbours, permanent or not, even if unchanged."""
     body = IFINFO.pack(0, 0, index, 0, 0) + attr(IFLA_ADDRESS, mac_bytes(mac))
     return Request(f"MAC {mac} of link {index}", RTM_NEWLINK, 0, body)
+
+
+def device_create(name: str, kind: str, data: bytes) -> Request:
+    """A device of that kind, down; `data` are the attributes of the kind."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + _linkinfo(kind, data)
+    return Request(f"{kind} device {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def device_change(index: int, kind: str, data: bytes) -> Request:
+    body = IFINFO.pack(0, 0, index, 0, 0) + _linkinfo(kind, data)
+    return Request(f"{kind} device {index}", RTM_NEWLINK, 0, body)
+
+
+def _linkinfo(kind: str, data: bytes) -> bytes:
+    info = text(IFLA_INFO_KIND, kind) + (attr(IFLA_INFO_DATA, data) if data else b"")
+    return attr(IFLA_LINKINFO, info)
+
+
+def link_down(index: int) -> Request:
+    return Request(f"link {index} down", RTM_NEWLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
 
 
 def link_delete(name: str) -> Request:
@@ -150,7 +180,7 @@ def address_delete(index: int, interface: IPv4Interface | IPv6Interface) -> Requ
 
 
 def _address(index: int, interface: IPv4Interface | IPv6Interface, kind: int, flags: int) -> Request:
-    head = struct.pack("=BBBBi", family(interface), interface.network.prefixlen, IFA_F_NODAD, 0, index)
+    head = IFADDR.pack(family(interface), interface.network.prefixlen, IFA_F_NODAD, 0, index)
     packed = interface.ip.packed
     return Request(
         f"address {interface}", kind, flags, head + attr(IFA_LOCAL, packed) + attr(IFA_ADDRESS, packed)
@@ -167,8 +197,23 @@ def neighbour_delete(index: int, address: Address) -> Request:
 
 
 def _neighbour(index: int, address: Address, lladdr: bytes, kind: int, flags: int) -> Request:
-    head = struct.pack("=BxxxiHBB", family(address), index, NUD_PERMANENT, 0, 0)
+    head = NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
     return Request(f"neighbour {address}", kind, flags, head + attr(NDA_DST, address.packed) + lladdr)
+
+
+def fdb_set(index: int, mac: str, there: Address) -> Request:
+    """Have the VXLAN device `index` send what is for `mac` to `there`, and nowhere else."""
+    return _fdb(index, mac, there, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def fdb_delete(index: int, mac: str, there: Address) -> Request:
+    return _fdb(index, mac, there, RTM_DELNEIGH, 0)
+
+
+def _fdb(index: int, mac: str, there: Address, kind: int, flags: int) -> Request:
+    head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
+    body = head + attr(NDA_DST, there.packed) + attr(NDA_LLADDR, mac_bytes(mac))
+    return Request(f"forwarding entry {mac} at {there}", kind, flags, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +239,21 @@ class Hop:
         return RTNEXTHOP.pack(RTNEXTHOP.size + len(attrs), self.flags(), 0, self.index) + attrs
 
 
-def route_replace(what: str, prefix: Prefix, hops: Sequence[Hop], *, proto: int, metric: int) -> Request:
-    """Install the route in the main table, displacing what has its prefix and metric; no hops: blackhole."""
+def route_replace(
+    what: str, prefix: Prefix, hops: Sequence[Hop], *, proto: int, metric: int, mtu: int = 0
+) -> Request:
+    """Install the route in the main table, displacing what has its prefix and metric; no hops: blackhole.
+
+    `mtu` 0: packets may be as large as the link takes.
+    """
     flags, attrs, direct = 0, b"", bool(hops) and not any(hop.gateway for hop in hops)
     if len(hops) == 1:
         flags = hops[0].flags()
         attrs = hops[0].attrs(prefix) + (u32(RTA_OIF, hops[0].index) if hops[0].index else b"")
     elif hops:
         attrs = attr(RTA_MULTIPATH, b"".join(hop.multipath(prefix) for hop in hops))
+    if mtu:
+        attrs += attr(RTA_METRICS, u32(RTAX_MTU, mtu))
     scope = RT_SCOPE_LINK if direct and prefix.version == 4 else RT_SCOPE_UNIVERSE
     kind = RTN_UNICAST if hops else RTN_BLACKHOLE
     body = _route(prefix, proto, scope, kind, flags, metric) + attrs
@@ -305,10 +357,32 @@ class Pair:
     peer: int
     name: str
     mac: str
+    mtu: int
 
     def is_with(self, other: Pair) -> bool:
         """Whether their indices fit, as those of the ends of one pair do."""
         return (self.index, self.peer) == (other.peer, other.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A link as the kernel tells of it: attributes by their number, `data` those of its kind."""
+
+    index: int
+    up: bool
+    kind: str
+    attrs: Mapping[int, bytes]
+    data: Mapping[int, bytes]
+
+    @property
+    def mac(self) -> str:
+        return self.attrs.get(IFLA_ADDRESS, b"").hex(":")
+
+    def text(self, kind: int) -> str:
+        return self.attrs.get(kind, b"").rstrip(b"\0").decode()
+
+    def number(self, kind: int) -> int:
+        return int(struct.unpack("=I", self.attrs.get(kind, bytes(4)))[0])
 
 
 class Rtnl(Netlink):
@@ -318,6 +392,14 @@ class Rtnl(Netlink):
         super().__init__(socket.NETLINK_ROUTE)
 
     def link(self, asked: str | int) -> Pair | None:
+        """Return the link of that name or index as an end of a pair, or None if there is none."""
+        found = self.device(asked)
+        if found is None:
+            return None
+        peer, mtu = found.number(IFLA_LINK), found.number(IFLA_MTU)
+        return Pair(found.index, peer, found.text(IFLA_IFNAME), found.mac, mtu)
+
+    def device(self, asked: str | int) -> Device | None:
         """Return the link of that name or index, or None if there is none."""
         index = asked if isinstance(asked, int) else 0
         body = IFINFO.pack(0, 0, index, 0, 0) + (text(IFLA_IFNAME, asked) if isinstance(asked, str) else b"")
@@ -329,10 +411,30 @@ class Rtnl(Netlink):
                     continue
                 if kind == NLMSG_ERROR:
                     return found
-                attrs = dict(attributes(payload[IFINFO.size :]))
-                peer = struct.unpack("=i", attrs.get(IFLA_LINK, bytes(4)))[0]
-                name, mac = attrs[IFLA_IFNAME].rstrip(b"\0").decode(), attrs.get(IFLA_ADDRESS, b"").hex(":")
-                found = Pair(IFINFO.unpack_from(payload)[2], peer, name, mac)
+                found = _device(payload)
+
+    def dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
+        """Return the payloads of what the kernel has of that kind; by `body` it chooses. It waits for the whole."""
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        self._socket.send(self._number(Request(what, kind, NLM_F_DUMP, body)))
+        found: list[bytes] = []
+        while True:
+            for message, _flags, sequence, payload in messages(self._socket.recv(65536)):
+                if sequence != self._sequence:
+                    continue
+                if message in (NLMSG_DONE, NLMSG_ERROR):
+                    if code := -struct.unpack_from("=i", payload)[0]:
+                        raise DataplaneError(f"{what} dump", code, "nothing was changed")
+                    return found
+                found.append(payload)
+
+
+def _device(payload: bytes) -> Device:
+    attrs = dict(attributes(payload[IFINFO.size :]))
+    info = dict(attributes(attrs.get(IFLA_LINKINFO, b"")))
+    _family, _type, index, flags, _change = IFINFO.unpack_from(payload)
+    kind, data = info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(), info.get(IFLA_INFO_DATA, b"")
+    return Device(index, bool(flags & IFF_UP), kind, attrs, dict(attributes(data)))
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
