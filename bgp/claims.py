@@ -105,6 +105,8 @@ def _forward(peer: BGPPeer, me: Member, found: Members, gateways: Iterable[Gatew
             return []
         if not _names_one_host(address):
             return f"peerIP {address} is not the address of one host, whichever link it is on: no session"
+        if address in found.silent:
+            return f"peerIP {address} is node {found.silent[address]}'s, on which BGP is off: no session"
         other = found.by_address.get(address)
         peer_as = _peer_as(peer, me, found, other)
         listens = other.port if other and other.as_number == peer_as else DEFAULT_PORT
@@ -116,7 +118,7 @@ def _forward(peer: BGPPeer, me: Member, found: Members, gateways: Iterable[Gatew
         peer_as = _peer_as(peer, me, found)
         return [
             Claim(way, DEFAULT_PORT, peer, source, local_as, peer_as, found.by_address.get(way))
-            for way in sorted(ways, key=address_order)
+            for way in sorted(ways - found.silent.keys(), key=address_order)
         ]
     return f"names no peer: neither peerIP nor peerSelector nor {extensions.PEER}: {extensions.AUTO_GATEWAY}"
 

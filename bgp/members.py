@@ -46,12 +46,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Members:
-    """The cluster's settings, and its nodes that take part, by name and by address."""
+    """The cluster's settings, and its nodes that take part, by name and by address.
+
+    `silent` names the nodes that take none, though they have addresses: with those nobody has a session.
+    """
 
     settings: BGPConfigurationSpec
     annotations: Mapping[str, str]
     by_name: Mapping[str, Member]
     by_address: Mapping[Address, Member] = field(default_factory=dict)
+    silent: Mapping[Address, str] = field(default_factory=dict)
 
 
 def members(nodes: Iterable[Node], configurations: Iterable[BGPConfiguration]) -> Members:
@@ -60,9 +64,13 @@ def members(nodes: Iterable[Node], configurations: Iterable[BGPConfiguration]) -
     cluster = by_name.get("default")
     settings = cluster.spec if cluster else BGPConfigurationSpec()
     said = cluster.metadata.annotations if cluster else {}
-    found = {}
+    found: dict[str, Member] = {}
+    silent: dict[Address, str] = {}
     for node in sorted(nodes, key=lambda n: n.metadata.name):
         if (bgp := node.spec.bgp) is None:
+            continue
+        if is_silent(node):
+            silent |= {held.ip: node.metadata.name for held in node.addresses}
             continue
         own = by_name.get(f"node.{node.metadata.name}")
         found[node.metadata.name] = Member(
@@ -77,7 +85,13 @@ def members(nodes: Iterable[Node], configurations: Iterable[BGPConfiguration]) -
     for member in found.values():
         for address in member.addresses.values():
             by_address.setdefault(address, member)
-    return Members(settings, said, found, by_address)
+    silent = {address: name for address, name in silent.items() if address not in by_address}
+    return Members(settings, said, found, by_address, silent)
+
+
+def is_silent(node: Node) -> bool:
+    """Whether the node has no session, by `bgp: off` in its configuration, which it notes."""
+    return not extensions.value(node.metadata.annotations, extensions.BGP, extensions.switch, default=True)
 
 
 def as_told(node: Node) -> tuple[Here, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import IPv6Address
 from pathlib import Path
 from types import MappingProxyType
@@ -75,12 +75,13 @@ class Config:
     """How to reach etcd, and who this host is.
 
     `etcd` lists client endpoints, HOST:PORT for plain text and https://HOST:PORT for TLS; `node` is this
-    host's name in the fabric, "" before it joined.
+    host's name in the fabric, "" before it joined; `bgp` says whether it has BGP sessions.
     """
 
     etcd: tuple[str, ...] = ()
     node: str = ""
     credentials: Credentials = NO_CREDENTIALS
+    bgp: bool = True
 
 
 class _Said(NamedTuple):
@@ -107,7 +108,7 @@ def load(
     if env.get("ETCD_DISCOVERY_SRV"):
         _refuse_discovery("ETCD_DISCOVERY_SRV")
     found = path or _named(env) or _default(env)
-    node, from_file = _read(found) if found else ("", {})
+    own, from_file = _read(found) if found else (Config(), {})
     from_env = {
         key: _Said(_value(key, env[name], Path.cwd()), name)
         for key, (_, name) in SETTINGS.items()
@@ -116,7 +117,7 @@ def load(
     from_flags = {
         key: _Said(_value(key, text, Path.cwd()), f"--{key.replace('_', '-')}") for key, text in flags.items()
     }
-    return _resolved(node, from_file, from_env, from_flags)
+    return _resolved(own, from_file, from_env, from_flags)
 
 
 def saved(path: Path = CONFIG) -> Config:
@@ -148,6 +149,7 @@ def save(config: Config, path: Path = CONFIG) -> None:
     import yaml
 
     document: dict[str, Any] = {"etcd": list(config.etcd), "node": config.node}
+    document |= {} if config.bgp else {"bgp": "off"}
     document |= {f"etcd_{name}": text for name, text in asdict(config.credentials).items() if text}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
@@ -173,21 +175,25 @@ def _default(env: Mapping[str, str]) -> Path | None:
     return next((path for path in candidates if os.access(path, os.R_OK)), None)
 
 
-def _read(path: Path) -> tuple[str, _Layer]:
-    """Return the node's name and the settings of a file, ours or a calicoctl.cfg."""
+def _read(path: Path) -> tuple[Config, _Layer]:
+    """Return what a file, ours or a calicoctl.cfg, says of the node itself, and its settings."""
     document = _document(path)
     if document.get("kind") == "CalicoAPIConfig":
-        return "", _calico(path, document)
+        return Config(), _calico(path, document)
     texts = dict(document)
-    node = texts.pop("node", "")
+    node, bgp = texts.pop("node", ""), texts.pop("bgp", True)
+    # PyYAML reads a bare on or off as true or false.
+    if not isinstance(bgp, bool) and bgp not in ("on", "off"):
+        raise ConfigError(f"{path}: bgp: must be on or off; nothing was done; mend it")
     if isinstance(texts.get("etcd"), list):
         texts["etcd"] = ",".join(map(str, texts["etcd"]))
-    known = ("node", *SETTINGS)
+    known = ("node", "bgp", *SETTINGS)
     if strange := [str(key) for key in texts if key not in known]:
         raise ConfigError(
             f'{path}: "{strange[0]}" is not a setting; nothing was done; there are {", ".join(known)}'
         )
-    return _text(path, "node", node), _layer(path, {key: (key, value) for key, value in texts.items()})
+    own = Config(node=_text(path, "node", node), bgp=bgp in ("on", True))
+    return own, _layer(path, {key: (key, value) for key, value in texts.items()})
 
 
 def _calico(path: Path, document: Mapping[str, Any]) -> _Layer:
@@ -281,7 +287,7 @@ def _value(key: str, text: str, base: Path) -> str:
     return str(base / text) if key in _PATHS and text and "-----BEGIN" not in text else text
 
 
-def _resolved(node: str, *layers: _Layer) -> Config:
+def _resolved(own: Config, *layers: _Layer) -> Config:
     said: _Layer = {}
     for layer in layers:
         for value in layer.values():
@@ -309,7 +315,7 @@ def _resolved(node: str, *layers: _Layer) -> Config:
         _refuse_half(found[password].by, "etcd_user")
     credentials = Credentials(**{key.removeprefix("etcd_"): value.text for key, value in found.items()})
     secured = found.get("etcd_ca") or found.get("etcd_cert")
-    return Config(_endpoints(endpoints, secured) if endpoints else (), node, credentials)
+    return replace(own, etcd=_endpoints(endpoints, secured) if endpoints else (), credentials=credentials)
 
 
 def _endpoints(said: _Said, secured: _Said | None) -> tuple[str, ...]:

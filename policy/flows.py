@@ -26,7 +26,7 @@ class Flow:
     """One conntrack entry. NAT shows in `reply`: its source is where packets go, after DNAT.
 
     `master` is the connection for whose sake conntrack let this one through (RELATED); no policy was asked about it.
-    `handle` is the kernel's own name for the entry, to be handed back when it is marked.
+    `handle` is the kernel's own name for the entry, to be handed back when it is marked or deleted.
     """
 
     original: Ends
@@ -44,3 +44,6 @@ class Conntrack(Protocol):
 
     async def set_mark(self, flows: Collection[Flow], value: int, mask: int) -> None:
         """Set the bits `mask` of the entries' marks to those of `value`; an entry that is gone is no error."""
+
+    async def forget(self, flows: Collection[Flow]) -> None:
+        """Delete the entries, so that the next packet is asked about like a first one; one that is gone is no error."""

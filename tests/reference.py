@@ -62,6 +62,11 @@ _WORDS: Final[tuple[tuple[Any, str, str], ...]] = (
     (fields.Protocol, "protocol", "`TCP`, `UDP`, `ICMP`, `ICMPv6`, `SCTP`, `UDPLite`, or 1 to 255"),
     (fields.Duration, "duration", _DURATION),
     (felixconfiguration.DurationOrAuto, "duration", f"{_DURATION}, or `Auto`"),
+    (
+        felixconfiguration.InterfaceFilter,
+        "interface",
+        "up to 15 characters; `+` at the end stands for any text",
+    ),
     (felixconfiguration.Rate, "rate", "such as `10/second`; per second, minute, hour or day"),
     (fields.Community, "BGP community", "`aa:nn` or `aa:nn:mm`"),
     (fields.InterfaceName, "interface", "up to 15 characters"),
@@ -334,8 +339,7 @@ def _table(prefix: str, cls: type[Model], kind: type[Resource] | None) -> str:
         cells = [f"`{row.path}`", row.type, row.default, row.allowed]
         if partly:
             inert = row.path.startswith("spec.") and not effects.acts(partly, row.path.replace("[]", ""))
-            words = effects.effect(kind.__name__, row.path) if kind else ""
-            cells.append(words.replace("kept, not used", "not used yet") if inert else "")
+            cells.append("not used yet" if inert else "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

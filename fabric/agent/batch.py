@@ -71,6 +71,9 @@ def attach(snapshot: Snapshot, node: str, requests: Sequence[Request], stamp: St
                 there[place] = existing
                 continue
             decided = endpoints.attach(snapshot, view, request, stamp)
+            if request.ports:
+                others = (*snapshot.endpoints(node), *(one.endpoint for one in made.values()))
+                endpoints.check_ports(request, decided.endpoint, others)
         except FabricError as err:
             refused[place] = err
             continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias, TypeVar, cast
 
+from fabric.agent.translation import NOTHING, Publishing
 from fabric.plan.ipsets import IPSet
 from fabric.plan.tables import Place, Ruleset, Version
 from policy import form, naming
@@ -26,13 +27,15 @@ _At: TypeAlias = tuple[str, str]  # a Place, where nobody knows that word; they 
 class Composed:
     """Rules by family and ipsets by name, with what each rule is named after.
 
-    `chains` are the rules of whole chains, `hooks` those in chains of others: first ones, then last ones.
+    `chains` are the rules of whole chains, `hooks` those in chains of others: first ones, then last ones. `publishing`
+    is what connections are led by, which goes on for one that has begun until it is forgotten.
     """
 
     rulesets: Mapping[Version, Ruleset] = field(default_factory=dict)
     sets: Mapping[str, IPSet] = field(default_factory=dict)
     chains: Mapping[Version, Mapping[Place, Lines]] = field(default_factory=dict)
     hooks: Mapping[Version, Mapping[Place, Lines]] = field(default_factory=dict)
+    publishing: Publishing = NOTHING
     made_from: Mapping[str, form.IPSet] = field(default_factory=dict, repr=False, compare=False)
 
     def origin(self, version: Version, place: Place, index: int) -> Origin | None:
@@ -51,7 +54,9 @@ class Composed:
         return {naming.prefix(verb, origin): origin for origin in origins for verb in verbs}
 
 
-def compose(rendered: Iterable[Rendered], before: Composed | None = None) -> Composed:
+def compose(
+    rendered: Iterable[Rendered], before: Composed | None = None, publishing: Publishing = NOTHING
+) -> Composed:
     """Return all of `rendered` as one; what is as it was in `before` is the same object again."""
     every, before = tuple(rendered), before or Composed()
     rulesets: dict[Version, Ruleset] = {}
@@ -69,7 +74,7 @@ def compose(rendered: Iterable[Rendered], before: Composed | None = None) -> Com
         same = texts is known.chains and (ruleset.first, ruleset.last) == (known.first, known.last)
         rulesets[version] = known if same else ruleset
     made_from = _merged([one.sets for one in every])
-    return Composed(rulesets, _sets(made_from, before), chains, hooks, made_from)
+    return Composed(rulesets, _sets(made_from, before), chains, hooks, publishing, made_from)
 
 
 def _chains(
@@ -106,7 +111,12 @@ def _sets(now: Mapping[str, form.IPSet], before: Composed) -> Mapping[str, IPSet
 
 def _merged(every: list[Mapping[K, V]]) -> Mapping[K, V]:
     """Return all of `every` as one; where that is one alone, itself."""
-    return every[0] if len(every) == 1 else {at: value for one in every for at, value in one.items()}
+    if len(every) == 1:
+        return every[0]
+    merged: dict[K, V] = {}
+    for one in every:
+        merged.update(one)
+    return merged
 
 
 def _joined(hooks: Iterable[Mapping[_At, Lines]]) -> dict[Place, Lines]:

@@ -8,16 +8,19 @@ Where the pure packages meet: they know nothing of each other, and hand values t
                        ▼                                                 │
                   adj-RIBs-out (agent.adj_ribs_out) ──▶ speaker          │
                        ▲                                                 │
-    agent.routing ─────┴─▶ routes by BGP ────────────────────────────────┘
+    agent.routing ─────┴─▶ routes by BGP ────────────────────────────────┤
+    agent.overlay ────────▶ tunnels, routes through them ────────────────┘
     agent.policing ──────────────────────────────────────────────────────▶ rules, ipsets
 
-Computed whole each time, but for agent.routing and agent.policing, which take longer and are computed apart.
+Computed whole each time, but for agent.routing (with agent.overlay) and agent.policing, which take longer and are
+computed apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from bgp.export import Own
@@ -30,11 +33,14 @@ from fabric.agent.loc_rib import LocRib
 from fabric.agent.routing import Host, Routing
 from fabric.agent.snapshot import Snapshot
 from fabric.ipam.assign import own_blocks
+from fabric.model.ippool import IPPool
 from fabric.model.node import Node
-from fabric.plan import endpoints
+from fabric.plan import asked, endpoints, mtu
 from fabric.plan import routes as plan_routes
+from fabric.plan.encap import Encap
 from fabric.plan.links import Veth
 from fabric.plan.routes import Route, RouteKey, RouteSet
+from fabric.plan.tunnels import Tunnel
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Desired:
     whole: bool = False
     settled: bool = False
     policy: Composed | None = None
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
     links: Mapping[str, Veth] = field(default_factory=dict)
     routes: RouteSet = field(default_factory=dict)
     wanted: Wanted = field(default_factory=Wanted)
@@ -71,14 +78,19 @@ def desire(
     routing: Routing,
     known: AdjRibsOut,
     policy: Composed | None = None,
+    no_offload: AbstractSet[Encap] = frozenset(),
 ) -> Desired:
     """Return what `node` should have; `known` are the last adj-RIBs-out, kept where they come out the same.
+
+    The link does not take the checksums of `no_offload` right.
 
     Without its Node resource it takes no part in BGP, but its containers keep their links: their
     endpoints are still there, and deleting a Node by mistake must not cut them off.
     """
     me = snapshot.get(Node, node)
-    links = [veth for e in snapshot.endpoints(node) if (veth := endpoints.veth(e, host.mtu))]
+    # An attach may come before they are worked out.
+    mtus = routing.overlay.mtus or mtu.workload(host.mtu, map(asked.pool, snapshot.all(IPPool)))
+    links = [veth for e in snapshot.endpoints(node) if (veth := endpoints.veth(e, mtus))]
     blocks = [stored.block.prefix for stored in own_blocks(snapshot.view(node))]
     own = Own(
         blocks=frozenset(blocks),
@@ -91,11 +103,14 @@ def desire(
         whole=snapshot.whole,
         settled=snapshot.whole and routing.ribs.settled,
         policy=policy,
+        tunnels={
+            tunnel.name: replace(tunnel, offload=tunnel.encap not in no_offload)
+            for tunnel in routing.overlay.tunnels
+        },
         links={link.name: link for link in links},
         routes=plan_routes.merge(
             workloads=endpoints.routes(links),
-            static=routing.loc_rib.static_routes,
-            bgp=routing.loc_rib.routes,
+            bgp=routing.routes,  # merged with what goes before it, when it was worked out
             blackholes=[_blackhole(b) for b in blocks if b.prefixlen < b.max_prefixlen],
         ),
         wanted=Wanted(

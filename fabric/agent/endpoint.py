@@ -6,7 +6,7 @@ Source: calico-wire (WorkloadEndpoint), calico-semantics §§5 and 8.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -26,7 +26,8 @@ from fabric.model import namespaces
 from fabric.model.base import Metadata
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
-from fabric.model.workloadendpoint import WorkloadEndpoint, WorkloadEndpointSpec, name_of
+from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint, WorkloadEndpointSpec, name_of
+from fabric.plan import publish
 from fabric.plan.endpoints import NETNS_ANNOTATION, ORCHESTRATOR, handle_of
 from fabric.plan.links import container_mac, host_name
 from fabric.store import keys
@@ -38,7 +39,10 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `workload add` asks for; `netns` is a path that the agent can open, `pools` are names or prefixes."""
+    """What `workload add` asks for; `netns` is a path that the agent can open, `pools` are names or prefixes.
+
+    `ports` are to be published.
+    """
 
     name: str
     namespace: str
@@ -46,6 +50,7 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: Address | None = None
     pools: tuple[str, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
 
     def __str__(self) -> str:
         return f"workload {self.namespace}/{self.name}"
@@ -101,11 +106,14 @@ def existing(snapshot: Snapshot, node: str, request: Request) -> WorkloadEndpoin
         and (not request.address or request.address in addresses)
         and (not asked or any(address in pool.spec.cidr for pool in asked for address in addresses))
     )
+    published = publish.of(endpoint)
+    same = same and (not request.ports or set(request.ports) == set(published))
     if not same or (request.labels and _own(request.labels) != labels):
         listed = ", ".join(f"{k}={v}" for k, v in sorted(labels.items())) or "no labels"
+        ports = f", published at {', '.join(map(publish.words, published))}" if published else ""
         raise Taken(
             f"{request}: already attached on node {node} as {', '.join(map(str, sorted(addresses, key=str)))} in "
-            f"{held} with {listed}; nothing was changed; remove it first "
+            f"{held} with {listed}{ports}; nothing was changed; remove it first "
             f"with `fabricctl workload del {request.name}`, or choose another name"
         )
     return endpoint
@@ -154,6 +162,30 @@ def attach(snapshot: Snapshot, view: View, request: Request, stamp: Stamp) -> De
         view = after(view, change)
     made = _assign(snapshot, view, request, handle, stamp)
     return Decided(_endpoint(node, request, made, stamp), (*left, *(m.change for m in made)))
+
+
+def check_ports(request: Request, endpoint: WorkloadEndpoint, others: Iterable[WorkloadEndpoint]) -> None:
+    """Refuse what `endpoint`, as made for `request`, publishes and cannot have beside `others` of its node.
+
+    Raises:
+        ConfigError: it has no address of the family to publish there, or asks for one port twice.
+        Taken: another has the port.
+    """
+    there, _ = publish.published(others)
+    own: list[publish.Published] = []
+    for port in request.ports:
+        wanted = publish.wants(endpoint, port)
+        if isinstance(wanted, str):
+            raise ConfigError(f"{request}: {publish.words(port)}: {wanted}; nothing was attached")
+        for one in wanted:
+            if any(map(one.meets, own)):
+                raise ConfigError(f"{request}: {one.at} is asked for twice; nothing was attached")
+            if taken := next((other for other in there if one.meets(other)), None):
+                raise Taken(
+                    f"{request}: {one.at} is published by workload {taken.holder} of node {endpoint.spec.node}; "
+                    "nothing was attached; publish another port, or remove that workload first"
+                )
+            own.append(one)
 
 
 def _require_registered(snapshot: Snapshot, node: str, request: Request) -> None:
@@ -262,6 +294,7 @@ def _endpoint(node: str, request: Request, made: tuple[Assignment, ...], stamp: 
             profiles=(namespaces.profile_name(request.namespace),),
             interface_name=host_name(request.namespace, request.name),
             mac=container_mac(request.namespace, request.name),
+            ports=request.ports,
         ),
     )
 

@@ -8,6 +8,9 @@ A next hop that the host's own routes do not reach may be reached by one that th
 that a ToR announces). Each such round looks only at what is left: what has been resolved stays as it was, so a
 next hop never comes to depend on itself, and the end does not depend on who was heard first.
 
+Where a tunnel takes packets to the next hop, it is the tunnel's far end that has to be reached, and a default route is
+a way to it: what goes there is between two nodes, whoever is in between.
+
 Recomputed whole, and only when an input changed: an attach leaves all of them alone, and must not pay
 for ten thousand routes.
 """
@@ -16,20 +19,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_network
 
 from bgp import decision, filters
 from bgp.decision import Best, Candidate
 from bgp.filters import ImportPolicy
-from bgp.nexthop import Hop, LongestMatch, Reach, Resolved, Underlay
+from bgp.nexthop import Hop, LongestMatch, Reach, Resolved
 from bgp.peering import Here, Peering, StaticRoute
 from bgp.rib import Address, AdjRibIn, Path, Prefix
 from bgp.rules import RuleId
+from fabric.agent import underlay
+from fabric.agent.overlay import Way, Ways
+from fabric.agent.underlay import LINK_LOCAL, displacing_nobody
 from fabric.plan.routes import NextHop, Route, RouteKey
 
 ROUNDS = 4  # how often the loc-RIB is asked for the next hops that are left
-LINK_LOCAL = ip_network("fe80::/10")  # on every link, so that no route says on which
 UNREACHED = "next hop {} is on no link that has a carrier, and behind no route but a default or this one"
 
 
@@ -44,6 +49,7 @@ class Inputs:
     peer_ids: Mapping[Address, IPv4Address] = field(default_factory=dict)  # by peer, its BGP identifier
     static_routes: tuple[StaticRoute, ...] = ()
     here: Here = field(default_factory=Here)
+    ways: Ways = field(default_factory=Ways)
 
     def same(self, other: Inputs) -> bool:
         """The tables are compared by identity: each change makes a new one."""
@@ -51,7 +57,7 @@ class Inputs:
 
 
 def _settings(of: Inputs) -> tuple[object, ...]:
-    return of.peerings, of.policy, of.foreign_routes, of.peer_ids, of.static_routes, of.here
+    return of.peerings, of.policy, of.foreign_routes, of.peer_ids, of.static_routes, of.here, of.ways
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,49 @@ class LocRib:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A path that passed import, as it was received and as it goes on."""
+    """A path that passed import, as it was received and as it goes on, and the tunnel that takes it, if one does."""
 
     received: Path
     path: Path
     peering: Peering
+    way: Way | None = None
+
+    @property
+    def needs(self) -> Address:
+        """What has to be reached."""
+        return self.way.underlay if self.way else self.path.next_hop
+
+
+@dataclass(frozen=True, slots=True)
+class _Vias:
+    """The way to what paths need, as far as it is known; nothing at all leads to what is `cut_off`.
+
+    `far` has the node's address to which a tunnel's own packets go, by where packets go that it takes.
+    """
+
+    known: Mapping[Address, Resolved]
+    cut_off: frozenset[Address]
+    far: Mapping[Hop, Address]
+
+    def of(self, one: _Waiting) -> Resolved | None:
+        via = self.known.get(one.needs)
+        if one.way is None:
+            return via
+        if via is None and one.needs in self.cut_off:
+            return None
+        return Resolved(one.way.hop.gateway, one.way.hop.device, via.metric if via else 0)
+
+    def into_itself(self, prefix: Prefix, via: Resolved) -> bool:
+        """Whether a route to `prefix` would lead the packets of the tunnel that `via` is into that tunnel."""
+        ends = [self.far[hop] for hop in via.hops if hop in self.far] if self.far else []
+        return any(end in prefix and not _is_nearer(self.known.get(end), prefix) for end in ends)
+
+
+def _is_nearer(via: Resolved | None, prefix: Prefix) -> bool:
+    """Whether `via` goes by a narrower prefix, or by the host's own route of the same one."""
+    if via and via.through:
+        return via.through[0].prefixlen > prefix.prefixlen
+    return bool(via and via.within and via.within.prefixlen >= prefix.prefixlen)
 
 
 def loc_rib(inputs: Inputs, known: LocRib) -> LocRib:
@@ -89,7 +133,11 @@ def loc_rib(inputs: Inputs, known: LocRib) -> LocRib:
     static_routes, reach = _reach(inputs)
     vias = _vias(inputs.adj_rib_in, reach)
     waiting, refused, hits = _imported(inputs, vias)
-    candidates, best, left = _decided(waiting, vias, reach, inputs.peer_ids)
+    waiting = _tunnelled(waiting, inputs.ways, reach)
+    far = {one.way.hop: one.way.underlay for one in waiting if one.way}
+    vias |= {end: via for end in set(far.values()) - vias.keys() if (via := reach.resolve(end))}
+    cut_off = underlay.cut_off(far.values(), inputs.foreign_routes, inputs.here)
+    candidates, best, left = _decided(waiting, _Vias(vias, cut_off, far), reach, inputs.peer_ids)
     unreached = tuple(one.received for one in left)
     refused |= {
         path: reach.why_closed(path.next_hop) or UNREACHED.format(path.next_hop) for path in unreached
@@ -101,7 +149,7 @@ def loc_rib(inputs: Inputs, known: LocRib) -> LocRib:
         refused=refused,
         unreached=unreached,
         hits=hits,
-        routes=_displacing_nobody(map(_route, best.values()), inputs.foreign_routes),
+        routes=displacing_nobody(map(_route, best.values()), inputs.foreign_routes),
         static_routes=static_routes,
     )
 
@@ -110,6 +158,20 @@ def _vias(tables: Mapping[Address, AdjRibIn], reach: Reach) -> dict[Address, Res
     """Return the way to each next hop that the host's own routes reach."""
     next_hops = {path.next_hop for table in tables.values() for path in table.values()}
     return {hop: via for hop in next_hops if (via := reach.resolve(hop))}
+
+
+def _tunnelled(waiting: list[_Waiting], ways: Ways, reach: Reach) -> list[_Waiting]:
+    """Add the tunnels. A next hop that no route may lead to is none with one either."""
+    if not ways.pools:
+        return waiting
+    next_hops = {one.path.next_hop for one in waiting}
+    closed = {next_hop for next_hop in next_hops if reach.why_closed(next_hop)}
+    return [
+        one
+        if one.path.next_hop in closed or (way := ways.way(one.path.prefix, one.path.next_hop)) is None
+        else _Waiting(one.received, one.path, one.peering, way)
+        for one in waiting
+    ]
 
 
 def _imported(
@@ -140,32 +202,22 @@ def _reach(inputs: Inputs) -> tuple[tuple[Route, ...], Reach]:
     }
     closed |= {ip_network(address): "the next hop is this node" for address in own}
     closed[LINK_LOCAL] = "a link-local next hop does not say on which link it is"
-    dead = {uplink.device for uplink in inputs.here.uplinks if not uplink.carrier}
-    underlay = [hop for hop in _underlay(inputs.foreign_routes) if hop.device not in dead]
-    links = Reach(underlay, closed)
+    live = underlay.live(inputs.foreign_routes, inputs.here)
+    links = Reach(live, closed)
     found = [
         _static(static, via) for static in inputs.static_routes if (via := links.resolve(static.gateway))
     ]
-    routes = _displacing_nobody(found, inputs.foreign_routes)
-    return routes, Reach([*underlay, *_underlay(routes)], closed) if routes else links
+    routes = displacing_nobody(found, inputs.foreign_routes)
+    return routes, Reach([*live, *underlay.hops(routes)], closed) if routes else links
 
 
 def _static(static: StaticRoute, via: Resolved) -> Route:
     return Route(RouteKey(ip_network(static.peer)), frozenset({NextHop(via.gateway, via.device)}))
 
 
-def _underlay(routes: Iterable[Route]) -> Iterable[Underlay]:
-    for route in routes:
-        if route.key.prefix.version == 6 and route.key.prefix.network_address in LINK_LOCAL:
-            continue
-        for hop in route.next_hops:
-            if hop.device:
-                yield Underlay(route.key.prefix, hop.gateway, hop.device, route.key.metric)
-
-
 def _decided(
     waiting: Sequence[_Waiting],
-    vias: Mapping[Address, Resolved],
+    vias: _Vias,
     reach: Reach,
     peer_ids: Mapping[Address, IPv4Address],
 ) -> tuple[dict[Prefix, list[Candidate]], dict[Prefix, Best], Sequence[_Waiting]]:
@@ -174,16 +226,15 @@ def _decided(
     best: dict[Prefix, Best] = {}
     for _ in range(1 + ROUNDS):
         ready, waiting = _sorted_out(waiting, vias)
-        for one in ready:
-            peer = one.peering.spec.peer
-            candidate = Candidate(one.path, one.peering, vias[one.path.next_hop], peer_ids.get(peer))
+        for one, via in ready:
+            candidate = Candidate(one.path, one.peering, via, peer_ids.get(one.peering.spec.peer))
             candidates.setdefault(one.path.prefix, []).append(candidate)
-        changed = {one.path.prefix for one in ready}
+        changed = {one.path.prefix for one, _ in ready}
         best |= {prefix: decision.select(candidates[prefix]) for prefix in changed}
         if not ready or not waiting:
             break
-        unknown = {one.path.next_hop for one in waiting} - vias.keys()
-        vias = {**vias, **_through(unknown, best, reach)}
+        unknown = {one.needs for one in waiting}.union(vias.far.values()) - vias.known.keys()
+        vias = replace(vias, known={**vias.known, **_through(unknown, best, reach)})
     return candidates, best, waiting
 
 
@@ -204,13 +255,16 @@ def _behind(entry: Best) -> Resolved:
 
 
 def _sorted_out(
-    waiting: Iterable[_Waiting], vias: Mapping[Address, Resolved]
-) -> tuple[list[_Waiting], list[_Waiting]]:
-    ready: list[_Waiting] = []
+    waiting: Iterable[_Waiting], vias: _Vias
+) -> tuple[list[tuple[_Waiting, Resolved]], list[_Waiting]]:
+    ready: list[tuple[_Waiting, Resolved]] = []
     left: list[_Waiting] = []
     for one in waiting:
-        via = vias.get(one.path.next_hop)
-        (ready if via and not _through_itself(one.path, via) else left).append(one)
+        via = vias.of(one)
+        if via and not (_through_itself(one.path, via) or vias.into_itself(one.path.prefix, via)):
+            ready.append((one, via))
+        else:
+            left.append(one)
     return ready, left
 
 
@@ -230,9 +284,3 @@ def _route(best: Best) -> Route:
 
 def _hop(hop: Hop) -> NextHop:
     return NextHop(hop.gateway, hop.device)
-
-
-def _displacing_nobody(ours: Iterable[Route], foreign: Iterable[Route]) -> tuple[Route, ...]:
-    """A stranger's route of the same prefix and metric would be replaced by ours, so it keeps its place."""
-    held = {route.key for route in foreign}
-    return tuple(route for route in ours if route.key not in held)

@@ -19,7 +19,7 @@ from bgp import sessions
 from fabric import logs
 from fabric.agent import failover, ribs, secrets, speaker
 from fabric.agent.filters import Filters
-from fabric.agent.host import FORWARDING, read_host
+from fabric.agent.host import USE_PMTU, read_host, router
 from fabric.agent.passes import GapLog, Outcome, Passes, log_done
 from fabric.agent.routing import resources
 from fabric.agent.settings import Settings, settings
@@ -29,6 +29,7 @@ from fabric.config import SYSCTLS
 from fabric.errors import DataplaneError
 from fabric.kernel import sysctls
 from fabric.kernel.routes import NetlinkFib
+from fabric.plan.encap import VXLAN
 from fabric.plan.tables import VERSIONS, Version
 
 log = structlog.get_logger()
@@ -80,7 +81,7 @@ async def pass_loop(
     gap_log = GapLog()
     while True:
         due = min(reading.due(asked.read_back), checking.due(asked.read_back))
-        patience = _patience(state, due - loop.time(), retry)
+        patience = _patience(state, due - loop.time(), retry, passes.lingers_until)
         await _wait(state.dirty, min(patience, healed - loop.time()) if state.edited else patience)
         if (rest := rested - loop.time()) > 0:
             await asyncio.sleep(rest)
@@ -109,7 +110,7 @@ async def pass_loop(
             outcome = await _pass(state, passes, filters, link, read_back, edited, hurried)
             gap_log.tell(outcome.gaps, loop.time())
             # Only behind rules in force: they say what this router forwards.
-            wanted = _forwarding(state) if passes.rules.stands else {}
+            wanted = _sysctls(state) if passes.rules.stands else {}
             if wanted and (read_back or wanted != forwards):
                 await sysctls.set_recorded(wanted, SYSCTLS)
             forwards = wanted
@@ -129,19 +130,17 @@ async def pass_loop(
         retry = min(retry * 2, LONGEST_RETRY) if outcome.refused or state.fault else RETRY
 
 
-def _forwarding(state: State) -> Mapping[str, str]:
-    """Return the sysctls that make this host a router; none before it is known whether it may be one."""
+def _sysctls(state: State) -> Mapping[str, str]:
+    """Return the sysctls that tunnels need, and that make this host a router once it is known that it may be one."""
+    wanted = USE_PMTU if VXLAN.device in state.desired.tunnels else {}
     # By the snapshot as it is now: it may have come while the pass was under way.
     if not state.snapshot.revision or not settings(state.snapshot, state.node).forwarding:
-        return {}
-    wanted = {FORWARDING[4]: "1"}
-    if any(address.version == 6 for veth in state.desired.links.values() for address in veth.addresses):
-        # Not before it is needed: a host that forwards IPv6 stops heeding router advertisements.
-        wanted[FORWARDING[6]] = "1"
-    return wanted
+        return wanted
+    addresses = (address for veth in state.desired.links.values() for address in veth.addresses)
+    return {**wanted, **router(state.host, ipv6=any(address.version == 6 for address in addresses))}
 
 
-def _patience(state: State, read_back: float, retry: float) -> float:
+def _patience(state: State, read_back: float, retry: float, lingers_until: float | None) -> float:
     """Return how long to wait for a change at most, in seconds."""
     if state.fault:
         return retry
@@ -150,6 +149,8 @@ def _patience(state: State, read_back: float, retry: float) -> float:
         waits.append(SECRETS)
     if state.outcome.refused:
         waits.append(retry)
+    if lingers_until and (left := lingers_until - asyncio.get_running_loop().time()) > 0:
+        waits.append(left)
     if state.ribs.connected and not state.ribs.settled and state.snapshot.revision:
         waits.append(state.ribs.settle_by - asyncio.get_running_loop().time())
     return min(waits)
@@ -195,6 +196,7 @@ async def _pass(
     if outcome.policy_changed or not state.passes:
         state.policy_changed.set()
     await speaker.hand_down(state.desired, link)
+    state.raised(passes.held_tunnels)
     state.passed(outcome)
     settled = ribs.settle(state.ribs, state.desired.wanted, asyncio.get_running_loop().time())
     if settled is not state.ribs:

@@ -21,7 +21,18 @@ import structlog
 
 from fabric import config as configuration
 from fabric import logs
-from fabric.agent import datastore, drop_log, failover, live, node_status, published, server, speaker, upkeep
+from fabric.agent import (
+    datastore,
+    drop_log,
+    failover,
+    live,
+    node_status,
+    offload,
+    published,
+    server,
+    speaker,
+    upkeep,
+)
 from fabric.agent.datastore import Keeper
 from fabric.agent.filters import Filters
 from fabric.agent.host import read_host
@@ -38,7 +49,9 @@ from fabric.kernel import monitor
 from fabric.kernel.conntrack import NetlinkConntrack
 from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
+from fabric.kernel.probe import missing_tunnels
 from fabric.kernel.routes import NetlinkFib
+from fabric.kernel.tunnels import NetlinkTunnels
 from fabric.store import cache
 from fabric.store.etcd import connect
 
@@ -52,9 +65,13 @@ async def run(config: configuration.Config) -> None:
             f"{configuration.CONFIG}: names no node; nothing was started; run `fabricctl node join`"
         )
     with NetlinkFib() as fib, NetlinkIPSets() as sets, NetlinkConntrack() as conntrack:
+        tunnels = NetlinkTunnels()
         # First: the MTU of a link is given when it is made, and an attach may come before the first pass.
-        state = State(config.node, host=await read_host(fib))
-        passes = Passes(NetlinkLinks(), fib, Rules(sets))
+        state = State(config.node, bgp=config.bgp, host=await read_host(fib))
+        # Those that nobody wants any more have their rules until they go.
+        state.tunnels = {held.tunnel.name: held.tunnel for held in await tunnels.owned() if held.sound}
+        state.no_offload = frozenset(held.encap for held in state.tunnels.values() if not held.offload)
+        passes = Passes(NetlinkLinks(), fib, Rules(sets, conntrack=conntrack), tunnels)
         filters = Filters(state, passes)
         link = SpeakerLink()
         drift = asyncio.Event()
@@ -64,7 +81,7 @@ async def run(config: configuration.Config) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(keeper.run())
                 tasks.create_task(datastore.follow(state, kv, keeper))
-                tasks.create_task(upkeep.keep_up(state, kv))
+                tasks.create_task(upkeep.keep_up(state, kv, missing_tunnels))
                 tasks.create_task(published.publish(state, kv))
                 tasks.create_task(node_status.keep(state, kv))
                 tasks.create_task(speaker.follow(state, link))
@@ -72,6 +89,7 @@ async def run(config: configuration.Config) -> None:
                 tasks.create_task(filters.follow())
                 tasks.create_task(live.judge(state, conntrack))
                 tasks.create_task(drop_log.follow(state))
+                tasks.create_task(offload.follow(state))
                 tasks.create_task(pass_loop(state, passes, fib, filters, link, drift))
                 workloads, sessions = Workloads(state, kv, passes), Sessions(state, kv, link)
                 tasks.create_task(server.serve(state, workloads, sessions, passes))

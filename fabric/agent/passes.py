@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import structlog
 
@@ -21,12 +21,13 @@ from fabric.agent.compose import Composed
 from fabric.agent.desired import Desired
 from fabric.agent.rules import Gap, Restore, Rules
 from fabric.errors import DataplaneError
-from fabric.plan import ipsets, links, routes
-from fabric.plan.links import HOST_MAC, HostLink, Links
+from fabric.plan import ipsets, links, routes, tunnels
+from fabric.plan.links import HostLink, Links
 from fabric.plan.routes import Fib, Prefix, Route, RouteKey
 from fabric.plan.tables import VERSIONS, Counter, Place, Tables, Version
+from fabric.plan.tunnels import HostTunnel, Tunnel, Tunnels
 
-Op: TypeAlias = rules.Op | links.Op | routes.Op
+Op: TypeAlias = rules.Op | tunnels.Op | links.Op | routes.Op
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ NAMED = 5  # of what others changed, in one line of the log
 GAP_AGAIN = 60.0  # seconds before another change of the same chain or set is told; metrics count each
 LOGGED = 100  # routes that are logged each by itself
 GIVE_WAY = 0.2  # seconds that a whole pass waits, at most, before each of its turns
+LINGER = 30.0  # seconds without a packet after which an unwanted tunnel goes: others may not have heard yet
 
 
 def _is_litter(op: object) -> bool:
@@ -45,7 +47,10 @@ def _is_litter(op: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a pass is limited to: link names and prefixes. Policy is never limited: reachability waits for it."""
+    """What a pass is limited to: link names and prefixes. Policy is never limited: reachability waits for it.
+
+    Tunnels are left to whole passes.
+    """
 
     links: AbstractSet[str]
     prefixes: AbstractSet[Prefix]
@@ -61,6 +66,8 @@ class Scope:
                 return route.key.prefix in self.prefixes
             case routes.Delete(key):
                 return key.prefix in self.prefixes
+            case tunnels.Create() | tunnels.Repair() | tunnels.Remove():
+                return False
             case _:
                 return not _is_litter(op)
 
@@ -90,13 +97,28 @@ class Outcome:
 
 
 class Passes:
-    """Owns the drivers; remembers what the kernel held when it was last read or written."""
+    """Owns the drivers; remembers what the kernel held when it was last read or written.
 
-    def __init__(self, kernel_links: Links, fib: Fib, kernel_rules: Rules) -> None:
-        self._driver, self._fib, self._rules = kernel_links, fib, kernel_rules
+    A tunnel that is unwanted goes once nothing has come by it for `linger` seconds.
+    """
+
+    def __init__(
+        self,
+        kernel_links: Links,
+        fib: Fib,
+        kernel_rules: Rules,
+        kernel_tunnels: Tunnels,
+        *,
+        linger: float = LINGER,
+    ) -> None:
+        self._driver, self._fib, self._rules, self._ends = kernel_links, fib, kernel_rules, kernel_tunnels
+        self._linger = linger
         self._lock = asyncio.Lock()
         self._links: dict[str, HostLink] = {}
         self._routes: dict[RouteKey, Route] = {}
+        self._tunnels: dict[str, HostTunnel] = {}
+        # Tunnels, since when nobody is known to use them, by the loop's clock, and what they had received by then.
+        self._unwanted: dict[str, tuple[float, int]] = {}
         self._known = False
         self._awaited = 0  # how many wait
         self._ended = asyncio.Event()  # one of them has what it waited for
@@ -105,6 +127,16 @@ class Passes:
     def held_routes(self) -> Mapping[RouteKey, Route]:
         """This node's routes as last read or written."""
         return self._routes
+
+    @property
+    def held_tunnels(self) -> Mapping[str, Tunnel]:
+        """The tunnels that stand, as last read or written, by name; those that linger too."""
+        return {name: held.tunnel for name, held in self._tunnels.items() if held.sound}
+
+    @property
+    def lingers_until(self) -> float | None:
+        """When the next of the tunnels that linger is to go, by the loop's clock; None where none lingers."""
+        return min(since for since, _ in self._unwanted.values()) + self._linger if self._unwanted else None
 
     @property
     def rules(self) -> Rules:
@@ -139,9 +171,9 @@ class Passes:
         hurried: bool = False,
         scope: Scope | None = None,
     ) -> Outcome:
-        """Plan and apply: policy, then links, then routes.
+        """Plan and apply: policy, tunnels, links, routes; tunnels that go, after all of these.
 
-        `read_back` has links and routes read first, `edited` the rules of those families, and with both the sets.
+        `read_back` has all but rules and sets read first, `edited` the rules of those families, and with both the sets.
 
         Nothing is removed unless what is desired has settled; within a `scope` it has: who names one knows it.
 
@@ -197,6 +229,8 @@ class Passes:
                 if desired.policy and not outcome.unpoliced:  # else it was tried in this pass
                     done, refused = await self._rules.apply(desired.policy, in_sync=desired.whole)
                     outcome = outcome.then(Outcome(tuple(done), dict(refused.items())))
+                if not scope:
+                    outcome = outcome.then(await self._raise_tunnels(desired, outcome))
                 link_ops = links.plan(
                     desired.links, self._links, in_sync=in_sync, scope=scope.links if scope else None
                 )
@@ -209,28 +243,88 @@ class Passes:
                     desired.routes, self._routes, in_sync=in_sync, scope=scope.prefixes if scope else None
                 )
                 outcome = outcome.then(_held_back(outcome.unpoliced, link_ops, route_ops))
+                outcome = outcome.then(_without_device(outcome.refused, route_ops))
                 due_routes = [op for op in route_ops if op not in outcome.refused]
                 outcome = outcome.then(await self._change_routes(due_routes[:ROUTES_AT_ONCE]))
                 if len(due_routes) <= ROUTES_AT_ONCE:
-                    return outcome
+                    return outcome if scope else outcome.then(await self._lower_tunnels(desired, outcome))
+
+    async def _raise_tunnels(self, desired: Desired, outcome: Outcome) -> Outcome:
+        """Make and mend the tunnels, those that have to be made anew too; what was refused in this pass is left.
+
+        Far ends go once no route leads to them any more.
+        """
+        wanted = tunnels.widened(desired.tunnels, self._tunnels)
+        ops = [
+            op
+            for op in tunnels.plan(wanted, self._tunnels, in_sync=desired.whole)
+            if op not in outcome.refused and not self._is_unwanted(op, desired)
+        ]
+        if why := outcome.unpoliced:  # what may come in by it is said there
+            return Outcome(refused={op: why for op in ops if isinstance(op, tunnels.Create)})
+        return await self._change_tunnels(ops)
+
+    async def _lower_tunnels(self, desired: Desired, outcome: Outcome) -> Outcome:
+        """Take far ends away, and tunnels that nobody needs any more, be it here or where others have not heard yet."""
+        idle = await self._idle(self._tunnels.keys() - desired.tunnels.keys())
+        ops = [
+            op
+            for op in tunnels.plan(desired.tunnels, self._tunnels, in_sync=desired.settled)
+            if (op.name in idle if self._is_unwanted(op, desired) else isinstance(op, tunnels.Repair))
+            and op not in outcome.refused
+        ]
+        return Outcome() if outcome.unpoliced else await self._change_tunnels(ops)
+
+    async def _idle(self, unwanted: AbstractSet[str]) -> frozenset[str]:
+        """Return those of `unwanted` by which nothing has come for so long that nobody else uses them either."""
+        now = asyncio.get_running_loop().time()
+        over = {name for name, (since, _) in self._unwanted.items() if now - since >= self._linger}
+        received: dict[str, int] = {}
+        if unwanted & over or unwanted - self._unwanted.keys():
+            received = {held.tunnel.name: held.received for held in await self._ends.owned()}
+        known, self._unwanted = self._unwanted, {}
+        for name in unwanted:
+            before, count = known.get(name), received.get(name, 0)
+            if before is None or (name in over and count != before[1]):
+                before = now, count
+            self._unwanted[name] = before
+        return frozenset(name for name, (since, _) in self._unwanted.items() if now - since >= self._linger)
+
+    @staticmethod
+    def _is_unwanted(op: tunnels.Op, desired: Desired) -> TypeGuard[tunnels.Remove]:
+        return isinstance(op, tunnels.Remove) and op.name not in desired.tunnels
+
+    async def _change_tunnels(self, ops: Sequence[tunnels.Op]) -> Outcome:
+        outcome = _outcome(ops, (await tunnels.apply(ops, self._ends)).items())
+        for op in outcome.done:
+            match op:
+                case tunnels.Create(tunnel) | tunnels.Repair(tunnel):
+                    self._tunnels[tunnel.name] = HostTunnel(tunnel)
+                case tunnels.Remove(name):
+                    del self._tunnels[name]
+                    self._unwanted.pop(name, None)
+        self._drop_routes({op.name for op in outcome.done if isinstance(op, tunnels.Remove)})
+        return outcome
 
     async def _change_links(self, ops: Sequence[links.Op]) -> Outcome:
         outcome = _outcome(ops, (await links.apply(ops, self._driver)).items())
         for op in outcome.done:
             match op:
                 case links.Create(veth) | links.Repair(veth):
-                    self._links[veth.name] = HostLink(veth.name, 0, True, HOST_MAC, veth.neighbours, True)
+                    self._links[veth.name] = links.as_made(veth)
                 case links.Remove(name):
                     del self._links[name]
-        # The kernel drops a link's routes with it.
-        gone = {op.name for op in outcome.done if isinstance(op, links.Remove)}
+        self._drop_routes({op.name for op in outcome.done if isinstance(op, links.Remove)})
+        return outcome
+
+    def _drop_routes(self, gone: AbstractSet[str]) -> None:
+        """The kernel drops a link's routes with it."""
         if gone:
             self._routes = {
                 key: route
                 for key, route in self._routes.items()
                 if not any(hop.device in gone for hop in route.next_hops)
             }
-        return outcome
 
     async def _change_routes(self, ops: Sequence[routes.Op]) -> Outcome:
         outcome = _outcome(ops, (await routes.apply(ops, self._fib)).items())
@@ -244,6 +338,7 @@ class Passes:
 
     async def _read(self) -> None:
         self._links = {link.name: link for link in await self._driver.owned_links()}
+        self._tunnels = {held.tunnel.name: held for held in await self._ends.owned()}
         self._routes = {route.key: route for route in await self._fib.owned_routes()}
         self._known = True
 
@@ -256,16 +351,36 @@ def _outcome(ops: Sequence[Op], refused: Iterable[tuple[Op, DataplaneError]]) ->
 def _held_back(
     why: DataplaneError | None, link_ops: Sequence[links.Op], route_ops: Sequence[routes.Op] = ()
 ) -> Outcome:
-    """Where policy is not in, refuse what would become reachable: new links, and the routes to them."""
+    """Where policy is not in, refuse what would become reachable: new links, and the routes to them.
+
+    The host's 127/8 would, too, by a link that is to carry it.
+    """
     if why is None:
         return Outcome()
-    made = {op.veth.name: op for op in link_ops if isinstance(op, links.Create)}
+    made = {
+        op.veth.name: op
+        for op in link_ops
+        if isinstance(op, links.Create) or (isinstance(op, links.Repair) and op.veth.localnet)
+    }
     to = [
         op
         for op in route_ops
         if isinstance(op, routes.Replace) and any(hop.device in made for hop in op.route.next_hops)
     ]
     return Outcome(refused=dict.fromkeys([*made.values(), *to], why))
+
+
+def _without_device(refused: Mapping[Op, DataplaneError], route_ops: Sequence[routes.Op]) -> Outcome:
+    """Where a tunnel could not be made, refuse the routes through it for the same reason."""
+    missing = {op.tunnel.name: why for op, why in refused.items() if isinstance(op, tunnels.Create)}
+    found: dict[Op, DataplaneError] = {
+        op: missing[hop.device]
+        for op in route_ops
+        if missing and isinstance(op, routes.Replace)
+        for hop in op.route.next_hops
+        if hop.device in missing
+    }
+    return Outcome(refused=found)
 
 
 def log_done(outcome: Outcome) -> None:
@@ -298,8 +413,14 @@ class GapLog:
             log.warning("policy was changed by somebody else; put back", count=len(new), what=what)
 
 
-def _words(op: links.Op | routes.Op | Restore) -> dict[str, str]:
+def _words(op: tunnels.Op | links.Op | routes.Op | Restore) -> dict[str, str]:
     match op:
+        case tunnels.Create(tunnel):
+            return {"op": "tunnel created", "link": tunnel.name, "address": str(tunnel.address)}
+        case tunnels.Repair(tunnel):
+            return {"op": "tunnel changed", "link": tunnel.name, "far_ends": str(len(tunnel.far))}
+        case tunnels.Remove(name):
+            return {"op": "tunnel removed", "link": name}
         case links.Create(veth):
             return {"op": "link created", "link": veth.name, "netns": veth.netns}
         case links.Repair(veth):

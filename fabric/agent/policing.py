@@ -1,7 +1,8 @@
 """Decide this node's policy: what the datastore has, compiled once, as rules and sets of both families. Pure.
 
     snapshot ─▶ Resources ─▶ World ─┬─▶ render, IPv4 ─┐
-    host, settings ─▶ Site ─────────┴─▶ render, IPv6 ─┴─▶ Composed ─▶ agent.rules
+    host, settings ─▶ Site ─────────┴─▶ render, IPv6 ─┤
+    agent.translation (NAT, guards of tunnels) ───────┴─▶ Composed ─▶ agent.rules
 
 What costs time with many policies is all here. A whole pass has it worked out in a thread; an attach adds its own
 endpoint to the last answer (`with_own`), whatever else the snapshot has come to by then. What did not change is the
@@ -22,10 +23,12 @@ from functools import cached_property
 from operator import is_
 from typing import NamedTuple, TypeVar
 
+from fabric.agent import translation
 from fabric.agent.compose import Composed, compose
 from fabric.agent.routing import Host
 from fabric.agent.settings import layers
 from fabric.agent.snapshot import Snapshot
+from fabric.agent.translation import Translation
 from fabric.model import extensions
 from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.ippool import IPPool
@@ -42,6 +45,7 @@ from fabric.model.profile import Profile
 from fabric.model.tier import Tier
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan.tables import VERSIONS, Version
+from fabric.plan.tunnels import Tunnel
 from policy import compile as compiler
 from policy import hosts
 from policy.form import DIRECTIONS, Endpoint, Key, Rendered, Site
@@ -74,6 +78,7 @@ class Policing:
     here: tuple[WorkloadEndpoint, ...]
     lately: tuple[Lately, ...]
     sites: Mapping[Version, Site]
+    translated: Translation
     world: World
     rendered: Mapping[Version, Rendered]
     composed: Composed
@@ -86,12 +91,13 @@ class Policing:
 
     @cached_property
     def problems(self) -> Mapping[str, str]:
-        """What is named here and is not there, by object: host endpoints' links, endpoints' profiles.
+        """What has no effect here, by object: host endpoints without links, missing profiles, ports that are taken.
 
         What could not be compiled, the World knows.
         """
         site = self.sites[4]
         found = {str(one): why for one, why in hosts.idle(self.world, site.node, site.links).items()}
+        found |= self.translated.problems
         by_name = defaultdict[str, list[Key]](list)
         for endpoint in self.world.local(site.node):
             for name in endpoint.profiles:
@@ -106,11 +112,17 @@ class Policing:
 
 
 def policing(
-    node: str, snapshot: Snapshot, host: Host, known: Policing | None, *, tidy: bool = False
+    node: str,
+    snapshot: Snapshot,
+    host: Host,
+    known: Policing | None,
+    *,
+    tidy: bool = False,
+    tunnels: Iterable[Tunnel] = (),
 ) -> Policing:
     """Return the policy of `node` whole; `known` is any answer of earlier: what did not change is taken from it.
 
-    `tidy` has nothing in it that is there for workloads of lately.
+    `tidy` has nothing in it that is there for workloads of lately. `tunnels` are those that stand, or are to.
     """
     before = known.resources if known else Resources()
     workloads = snapshot.all(WorkloadEndpoint)
@@ -135,7 +147,10 @@ def policing(
         nodes=_kept(snapshot.all(Node), before.nodes),
         unread=_kept(tuple(snapshot.unread.values()), before.unread),
     )
-    return _made(resources, elsewhere, here, _sites(node, snapshot, host), known, tidy=tidy)
+    translated = translation.translation(
+        node, snapshot, host, tunnels, known.translated if known else None, tidy=tidy
+    )
+    return _made(resources, elsewhere, here, _sites(node, snapshot, host), translated, known, tidy=tidy)
 
 
 def with_own(node: str, snapshot: Snapshot, known: Policing) -> Policing:
@@ -152,7 +167,8 @@ def with_own(node: str, snapshot: Snapshot, known: Policing) -> Policing:
         # The first workload of a namespace comes with its profile.
         profiles=(*known.resources.profiles, *new) if new else known.resources.profiles,
     )
-    return _made(resources, known.elsewhere, here, known.sites, known)
+    translated = translation.with_own(known.translated, here)
+    return _made(resources, known.elsewhere, here, known.sites, translated, known)
 
 
 def _made(
@@ -160,12 +176,14 @@ def _made(
     elsewhere: tuple[WorkloadEndpoint, ...],
     here: tuple[WorkloadEndpoint, ...],
     sites: Mapping[Version, Site],
+    translated: Translation,
     known: Policing | None,
     *,
     tidy: bool = False,
 ) -> Policing:
     same = known is not None and all(map(is_, _fields(resources), _fields(known.resources)))
-    if known and same and sites == known.sites and not (tidy and known.lately):
+    alike = known and sites == known.sites and translated is known.translated
+    if known and same and alike and not (tidy and known.lately):
         return known
     world = known.world if known and same else compiler.compile(resources, known.world if known else None)
     lately = _lately(resources, here, known) if known and not tidy else ()
@@ -179,8 +197,13 @@ def _made(
         )
         for version in VERSIONS
     }
-    composed = compose(rendered.values(), known.composed if known else None)
-    return Policing(resources, elsewhere, here, lately, sites, world, rendered, composed)
+    # Before policy: what comes by a tunnel is let in or not whatever a host endpoint says.
+    composed = compose(
+        (*translated.rendered, *rendered.values()),
+        known.composed if known else None,
+        publishing=translated.publishing,
+    )
+    return Policing(resources, elsewhere, here, lately, sites, translated, world, rendered, composed)
 
 
 def _lately(resources: Resources, here: tuple[WorkloadEndpoint, ...], known: Policing) -> tuple[Lately, ...]:

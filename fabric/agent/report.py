@@ -13,12 +13,15 @@ from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import NO_REQUIRED_SESSION, State
 from fabric.ipam.assign import own_blocks
 from fabric.model.node import Node
-from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
+from fabric.plan import publish
 from fabric.plan.endpoints import NETNS_ANNOTATION
 from fabric.plan.routes import Route
 from policy.unread import instead
 
 Json: TypeAlias = dict[str, Any]
+
+WAITS_AT_MOST = 30.0  # seconds that the far end of a tunnel may take before that is a problem
 
 
 def status(state: State, now: float) -> Json:
@@ -46,6 +49,11 @@ def status(state: State, now: float) -> Json:
         },
         "sessions": sessions(state, now),
         "blocks": blocks(state),
+        "tunnels": tunnels(state),
+        "ways": [
+            {"node": row.node, "family": f"IPv{row.version}", "as": row.encapsulation, "why": row.why}
+            for row in state.routing.overlay.rows
+        ],
         "workloads": len(state.snapshot.endpoints(state.node)),
         "policy": _policy(state),
         # Once each: what policy holds back has the same reason for all.
@@ -55,9 +63,16 @@ def status(state: State, now: float) -> Json:
             *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),
             *(f"{key}: {why}" for key, why in sorted(_unread(state.snapshot).items())),
             *(f"{name}: {why}" for name, why in sorted(state.desired.peerings.problems.items())),
+            *(f"{name}: {why}" for name, why in sorted(_of_tunnels(state, now).items())),
             *(f"{name}: {why}" for name, why in sorted(state.policy_problems.items())),
         ],
     }
+
+
+def _of_tunnels(state: State, now: float) -> dict[str, str]:
+    """Return what is wrong with ways through tunnels; that the other end is still being made is nothing for a while."""
+    lasting = {name: why for name, (why, since) in state.waiting.items() if now - since >= WAITS_AT_MOST}
+    return {**lasting, **state.routing.overlay.problems}
 
 
 def _absence(state: State) -> list[str]:
@@ -106,6 +121,23 @@ def blocks(state: State) -> list[Json]:
     ]
 
 
+def tunnels(state: State) -> list[Json]:
+    """Return this node's tunnels: those it should have, and those that linger."""
+    wanted = state.desired.tunnels
+    return [
+        {
+            "device": name,
+            "address": str(tunnel.address),
+            "mtu": tunnel.mtu,
+            "far_ends": len(tunnel.far) if tunnel.encap.kind == "vxlan" else None,
+            "offload": tunnel.offload,
+            "probed": state.probed.get(name, ""),
+            "state": ("up" if name in wanted else "lingers") if name in state.tunnels else "not made",
+        }
+        for name, tunnel in sorted({**state.tunnels, **wanted}.items())
+    ]
+
+
 def workload(endpoint: WorkloadEndpoint) -> Json:
     """Return one workload as `workload list` shows it."""
     return {
@@ -117,6 +149,16 @@ def workload(endpoint: WorkloadEndpoint) -> Json:
         "mac": endpoint.spec.mac,
         "netns": endpoint.metadata.annotations.get(NETNS_ANNOTATION, ""),
         "labels": own_labels(endpoint),
+        "ports": [_port(port) for port in publish.of(endpoint)],
+    }
+
+
+def _port(port: EndpointPort) -> Json:
+    return {
+        "host_ip": port.host_ip,
+        "host_port": port.host_port,
+        "port": port.port,
+        "protocol": publish.protocol_name(port),
     }
 
 

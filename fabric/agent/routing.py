@@ -1,8 +1,8 @@
 """Decide this node's part in BGP: its sessions, its loc-RIB, what it passes on. Pure.
 
-    resources, host ─▶ peerings ─┐
-                                 ▼
-    adj-RIB-in ─▶ loc-RIB (agent.loc_rib) ─▶ what is passed on, one table a session
+    resources, host ─▶ peerings ─┬─▶ ways through tunnels (agent.overlay)
+                                 ▼        ▼
+    adj-RIB-in ─────────▶ loc-RIB (agent.loc_rib) ─▶ what is passed on, one table a session
 
 What costs time with peers and routes is all here, and apart from the rest of what is desired: a full table takes a
 thread of its own half a second, while attaches go on with the last answer. What nothing changed for is kept.
@@ -20,7 +20,9 @@ from bgp.peering import Here, Peering
 from bgp.rib import Address, Prefix
 from bgp.sessions import Peerings, Resources
 from fabric.agent.loc_rib import Inputs, LocRib, loc_rib
+from fabric.agent.overlay import Ground, Overlay, overlay
 from fabric.agent.ribs import Ribs
+from fabric.agent.settings import settings
 from fabric.agent.snapshot import Snapshot
 from fabric.ipam.assign import own_blocks
 from fabric.model import extensions
@@ -28,22 +30,26 @@ from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.bgpfilter import BGPFilter
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
+from fabric.plan import routes as plan_routes
 from fabric.plan.routes import Route
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What this host is, read from its kernel: what it is to BGP, routes that are not ours, its MTU.
+    """What this host is, read from its kernel: what it is to BGP, routes that are not ours, the MTU of its uplinks.
 
-    `links` are all of its links that are not ours, each with its addresses; `routed_before` the families that it
-    forwarded before we made it a router.
+    `mtu` is the smallest of `mtus`. `links` are all of its links that are not ours, each with its addresses;
+    `routed_before` the families that it forwarded before we made it a router; `heeding` the links that have routes
+    from router advertisements.
     """
 
     here: Here = field(default_factory=Here)
     foreign_routes: tuple[Route, ...] = ()
     mtu: int = 1500
+    mtus: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, frozenset[Address]] = field(default_factory=dict)
     routed_before: frozenset[int] = frozenset()
+    heeding: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,18 @@ class Basis:
 class Routing:
     """What this node makes of BGP: of `ribs`, and of nothing that was heard later.
 
-    `passed_on` has for each session what goes out of what was learned; what is this node's own goes before it.
+    `passed_on` has for each session what goes out of what was learned; what is this node's own goes before it. `routes`
+    lead to others, one a prefix: static ones, the overlay's, BGP's.
     """
 
     ribs: Ribs = field(default_factory=Ribs)
     basis: Basis | None = None
     peerings: Peerings = field(default_factory=Peerings)
     policy: ExportPolicy = field(default_factory=ExportPolicy)
+    overlay: Overlay = field(default_factory=Overlay)
     loc_rib: LocRib = field(default_factory=LocRib)
     passed_on: Mapping[Address, Exported] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
 
 
 def routing(node: str, snapshot: Snapshot, ribs: Ribs, host: Host, known: Routing) -> Routing:
@@ -86,6 +95,10 @@ def routing(node: str, snapshot: Snapshot, ribs: Ribs, host: Host, known: Routin
     if basis != known.basis:
         found = sessions.peerings(basis.resources, host.here)
         policy = policies.export_policy(node, basis.pools, basis.resources.configurations)
+    ground = Ground(
+        host.here, host.foreign_routes, host.mtus, host.mtu, tuple(p.spec.peer for p in found.peerings)
+    )
+    over = overlay(node, snapshot, settings(snapshot, node), ground, known.overlay)
     heard = loc_rib(
         Inputs(
             found.peerings,
@@ -95,13 +108,21 @@ def routing(node: str, snapshot: Snapshot, ribs: Ribs, host: Host, known: Routin
             _peer_ids(ribs),
             found.static_routes,
             host.here,
+            over.ways,
         ),
         known.loc_rib,
     )
     passed_on = known.passed_on
     if basis != known.basis or heard.best is not known.loc_rib.best:
         passed_on = _passed_on(found.peerings, basis.own, policy, heard, known)
-    return Routing(ribs, basis, found, policy, heard, passed_on)
+    return Routing(ribs, basis, found, policy, over, heard, passed_on, _routes(over, heard, known))
+
+
+def _routes(over: Overlay, heard: LocRib, known: Routing) -> tuple[Route, ...]:
+    if over.routes is known.overlay.routes and heard is known.loc_rib:
+        return known.routes
+    merged = plan_routes.merge(static=heard.static_routes, overlay=over.routes, bgp=heard.routes)
+    return tuple(merged.values())
 
 
 def resources(node: str, snapshot: Snapshot) -> Resources:

@@ -1,6 +1,6 @@
 """Bring this node's ipsets and packet filter to what is desired: what of a pass goes before links and routes.
 
-    sets that only widen ─▶ one restore a family ─▶ sets that only narrow
+    sets that only widen ─▶ one restore a family ─▶ sets that only narrow ─▶ connections that were led elsewhere
 
 So policy stands before reachability, and no rule in force goes by a set that lacks what it needs. A family whose
 restore is refused keeps its old rules whole, and nothing is narrowed then.
@@ -22,10 +22,12 @@ from typing import Final, Literal, TypeAlias
 import structlog
 
 from fabric.agent.compose import Composed
+from fabric.agent.translation import Publishing, astray, touched
 from fabric.errors import DataplaneError
 from fabric.plan import ipsets, tables
 from fabric.plan.ipsets import IPSets
 from fabric.plan.tables import VERSIONS, Counter, Place, Ruleset, Tables, Version
+from policy.flows import Conntrack
 
 log = structlog.get_logger()
 
@@ -57,11 +59,14 @@ class Rules:
     """Owns the drivers of ipsets and tables; whoever calls it sees to it that no two calls overlap.
 
     It is `ready` once it has been told which backend to use, or that it has none. `stands` says that all of it has been
-    in force once.
+    in force once. In `conntrack` connections are forgotten that a change of published ports leads elsewhere.
     """
 
-    def __init__(self, sets: IPSets, filters: Tables | None = None) -> None:
-        self._driver, self._tables = sets, filters
+    def __init__(
+        self, sets: IPSets, filters: Tables | None = None, conntrack: Conntrack | None = None
+    ) -> None:
+        self._driver, self._tables, self._conntrack = sets, filters, conntrack
+        self._published: Publishing | None = None  # by which no connection goes astray
         self._lacks: DataplaneError | None = None
         self.ready = asyncio.Event()
         self.stands = False
@@ -150,8 +155,25 @@ class Rules:
             self.stands = True
             narrowed, left = await self._change_sets(plan.after)
             done, refused = done + narrowed, refused | left
-        self._at = None if refused else (desired, in_sync)
+            if in_sync:  # else what leads them there is not removed
+                await self._forget(desired.publishing)
+        unforgotten = in_sync and self._published is not desired.publishing
+        self._at = None if refused or unforgotten else (desired, in_sync)
         return done, refused
+
+    async def _forget(self, now: Publishing) -> None:
+        """Once the rules stand: else a packet in between would begin again what is forgotten."""
+        before = self._published
+        try:
+            if self._conntrack and (ends := touched(before, now)):
+                flows = await self._conntrack.flows(ends, 0)
+                gone = astray(before, now, flows)
+                await self._conntrack.forget(gone)
+                if gone:
+                    log.info("connections of other published ports forgotten", count=len(gone))
+            self._published = now
+        except DataplaneError as err:
+            log.warning("connections not forgotten yet that go by ports published before", error=str(err))
 
     async def counters(self, desired: Composed) -> Mapping[Version, Mapping[tuple[Place, int], Counter]]:
         """Return what the kernel has counted, for each rule that is in force as desired."""

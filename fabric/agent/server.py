@@ -28,12 +28,13 @@ from fabric.agent.state import State
 from fabric.agent.workloads import Workloads
 from fabric.config import AGENT_SOCKET
 from fabric.errors import ConfigError, DataplaneError, FabricError, NotFound, Taken
+from fabric.plan import publish
 from fabric.plan.routes import Route, RouteKey
 
 log = structlog.get_logger()
 
 _STATUS = {ConfigError: 400, NotFound: 404, Taken: 409}
-_REQUEST_FIELDS = {"name", "namespace", "netns", "labels", "address", "pools"}
+_REQUEST_FIELDS = {"name", "namespace", "netns", "labels", "address", "pools", "publish"}
 
 
 async def serve(
@@ -209,11 +210,22 @@ def _attach_request(body: Any) -> Request:
             pools = body.get("pools") or []
             if not isinstance(pools, list) or not all(isinstance(pool, str) for pool in pools):
                 raise ConfigError('attach: "pools" must be a list of names or prefixes; nothing was attached')
-            return Request(name, namespace, netns, labels, _address(body.get("address")), tuple(pools))
+            ports = body.get("publish") or []
+            if not isinstance(ports, list) or not all(isinstance(port, str) for port in ports):
+                raise ConfigError('attach: "publish" must be a list of texts; nothing was attached')
+            return Request(
+                name,
+                namespace,
+                netns,
+                labels,
+                _address(body.get("address")),
+                tuple(pools),
+                tuple(map(publish.parse, ports)),
+            )
         case _:
             raise ConfigError(
                 'attach: the body must have "name", "namespace" and "netns", texts, and may have "labels", '
-                '"address" and "pools"; nothing was attached'
+                '"address", "pools" and "publish"; nothing was attached'
             )
 
 

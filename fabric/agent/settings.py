@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fabric.agent.snapshot import Snapshot
-from fabric.model.felixconfiguration import ActingSettings, FelixConfiguration
+from fabric.model.felixconfiguration import VXLAN_PORT, VXLAN_VNI, ActingSettings, FelixConfiguration
 from fabric.model.fields import seconds
 from fabric.model.node import Node
 from policy import site
@@ -26,13 +26,16 @@ _BACKENDS: Mapping[str, Backend] = {"Auto": "auto", "NFT": "nft", "Legacy": "leg
 class Settings:
     """`read_back` is in seconds, 0 for never; `forwarding` says whether the host's forwarding is ours to turn on.
 
-    `backend` is where the rules are kept: "nft", "legacy", or "auto" for what works here.
+    `backend` is where the rules are kept: "nft", "legacy", or "auto" for what works here. `vxlan_vni` and `vxlan_port`
+    (UDP) are those of every node's VXLAN.
     """
 
     read_back: float = READ_BACK
     forwarding: bool = True
     log_severity: str = "Info"
     backend: Backend = "auto"
+    vxlan_vni: int = VXLAN_VNI
+    vxlan_port: int = VXLAN_PORT
 
 
 def settings(snapshot: Snapshot, node: str) -> Settings:
@@ -44,6 +47,8 @@ def settings(snapshot: Snapshot, node: str) -> Settings:
         forwarding=first(said, lambda s: s.ip_forwarding, "Enabled") == "Enabled",
         log_severity=first(said, lambda s: s.log_severity_screen, "Info"),
         backend=_BACKENDS[first(said, lambda s: s.iptables_backend, "Auto")],
+        vxlan_vni=first(said, lambda s: s.vxlan_vni, VXLAN_VNI),
+        vxlan_port=first(said, lambda s: s.vxlan_port, VXLAN_PORT),
     )
 
 

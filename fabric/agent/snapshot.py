@@ -78,8 +78,11 @@ class Snapshot:
 
     def all(self, kind: type[R]) -> tuple[R, ...]:
         """Return every resource of one kind."""
-        found = self.resources.get(_PLURAL[kind], {}).values()
-        return tuple(s.resource for s in found if isinstance(s.resource, kind))
+        return tuple(s.resource for s in self.held(kind).values() if isinstance(s.resource, kind))
+
+    def held(self, kind: type[R]) -> Mapping[keys.ResourceKey, Stored]:
+        """Return every resource of one kind with its revision; what did not change is the same object as before."""
+        return self.resources.get(_PLURAL[kind], {})
 
     def get(self, kind: type[R], name: str, namespace: str | None = None) -> R | None:
         """Return one resource, or None."""

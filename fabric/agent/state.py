@@ -19,7 +19,9 @@ from fabric.agent.routing import Host, Routing, routing
 from fabric.agent.rules import Gap
 from fabric.agent.snapshot import Snapshot, fold, written
 from fabric.model.node import Node
+from fabric.plan.encap import Encap
 from fabric.plan.tables import Version
+from fabric.plan.tunnels import Tunnel
 from fabric.store.kv import Txn
 
 NO_REQUIRED_SESSION = "no required session is Established"
@@ -38,7 +40,9 @@ class State:
     `until`; what the pass loop itself reads of the host needs no waking. `secrets` has those of `secret_refs` that
     are there. `carriers` is what was heard of links since the host was last read; `hurried` says that the next pass
     cannot wait for that; `edited` are the families whose rules others have changed since they were last read;
-    `policy_changed` says that live connections are to be judged by what is in force now.
+    `policy_changed` says that live connections are to be judged by what is in force now. `bgp` is this host's
+    configuration. `tunnels` are those that stand, by name, wanted or not; `no_offload` those whose link does not take
+    their checksums right; `waiting` says, by object, what tunnels wait for, and since when (Unix epoch).
     """
 
     node: str
@@ -60,6 +64,11 @@ class State:
     policy_told: Mapping[str, str] = field(default_factory=dict)
     passes: int = 0
     policed: bool = False  # policy has been in force once
+    bgp: bool = True
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
+    no_offload: frozenset[Encap] = frozenset()
+    probed: Mapping[str, str] = field(default_factory=dict)  # what far ends answered, by device, in words
+    waiting: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     cuts: int = 0
     reaction: Reaction = field(default_factory=Reaction)
     counts: LastCounts = field(default_factory=LastCounts)
@@ -96,7 +105,13 @@ class State:
             self.policing = with_own(self.node, self.snapshot, self.policing)
         policy = self.policing.composed if self.policing else None
         self.desired = desire(
-            self.node, self.snapshot, self.host, self.routing, self.desired.adj_ribs_out, policy
+            self.node,
+            self.snapshot,
+            self.host,
+            self.routing,
+            self.desired.adj_ribs_out,
+            policy,
+            self.no_offload,
         )
         return self.desired
 
@@ -111,12 +126,23 @@ class State:
         self.routing = await asyncio.to_thread(
             routing, self.node, self.snapshot, self.ribs, host, self.routing
         )
+        now, before = time.time(), self.waiting
+        self.waiting = {
+            name: (why, before[name][1] if name in before and before[name][0] == why else now)
+            for name, why in self.routing.overlay.waiting.items()
+        }
 
     async def police(self, *, tidy: bool = False) -> None:
         """Work out this node's policy anew, in a thread: many policies take long, and attaches go on meanwhile."""
         async with self._policing:
             made = await asyncio.to_thread(
-                policing, self.node, self.snapshot, self.host, self.policing, tidy=tidy
+                policing,
+                self.node,
+                self.snapshot,
+                self.host,
+                self.policing,
+                tidy=tidy,
+                tunnels=self.all_tunnels,
             )
             # What was attached meanwhile is in force: who asks before the next pass must not take it for a stranger.
             self.policing = with_own(self.node, self.snapshot, made)
@@ -124,6 +150,23 @@ class State:
     def judged(self, cut: int) -> None:
         """Note that live connections are as policy has them, for which so many were cut."""
         self.cuts += cut
+        self._notify()
+
+    @property
+    def all_tunnels(self) -> tuple[Tunnel, ...]:
+        """Those that stand, wanted or not, and those that are to."""
+        wanted = {tunnel.name: tunnel for tunnel in self.routing.overlay.tunnels}
+        return tuple({**self.tunnels, **wanted}.values())
+
+    def raised(self, tunnels: Mapping[str, Tunnel]) -> None:
+        """Note which tunnels stand now."""
+        if tunnels != self.tunnels:
+            self.tunnels = tunnels
+            self.dirty.set()  # rules are about these
+
+    def asked(self, answers: Mapping[str, str]) -> None:
+        """Note what the far ends of tunnels answered, by device."""
+        self.probed = answers
         self._notify()
 
     def passed(self, outcome: Outcome) -> None:

@@ -24,9 +24,20 @@ from fabric.agent.endpoint import Request, Stamp
 from fabric.agent.passes import AT_ONCE, Passes, Scope, log_done
 from fabric.agent.state import State
 from fabric.agent.turns import Asked, Turns
-from fabric.errors import ConfigError, Conflict, DataplaneError, FabricError, NotFound, NotInSync, StoreError
+from fabric.errors import (
+    ConfigError,
+    Conflict,
+    DataplaneError,
+    FabricError,
+    NotFound,
+    NotInSync,
+    StoreError,
+    Taken,
+)
+from fabric.kernel import facts
 from fabric.kernel.threads import is_network_namespace
 from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.plan import publish
 from fabric.store.kv import KeyValueStore, Txn
 
 log = structlog.get_logger()
@@ -63,8 +74,9 @@ class Workloads:
         undone and the error says so.
 
         Raises:
-            ConfigError: a bad name, or a path that is no network namespace; nothing was changed.
-            Taken: the name has another namespace, or the address another holder; nothing was changed.
+            ConfigError: a bad name, a path that is no network namespace, or a port to publish at an address that the
+                node has not; nothing was changed.
+            Taken: the name has another namespace, or the address or a port another holder; nothing was changed.
             Exhausted: no address is free.
             NotInSync: the datastore is not in sync, or locked; nothing was attached.
             StoreError: etcd did not answer; nothing was attached.
@@ -73,6 +85,8 @@ class Workloads:
         endpoints.check(request)
         await asyncio.to_thread(_check_netns, request)
         self._require_sync(request)
+        if not endpoints.find(self._state.snapshot, self._state.node, request.namespace, request.name):
+            await self._check_ports(request)
         with self._passes.awaited():
             stored = await self._store.ask(request)
             refused = await self._kernel.ask(stored.endpoint)
@@ -98,6 +112,25 @@ class Workloads:
         self._require_sync(removal)
         with self._passes.awaited():
             return (await self._store.ask(removal)).endpoint
+
+    async def _check_ports(self, request: Request) -> None:
+        """Refuse to publish what would not be reached, or would be taken from a process of the host."""
+        local = {address for held in self._state.host.links.values() for address in held}
+        for port in request.ports:
+            host = publish.host_address(port)
+            if host and host not in local and not host.is_loopback:
+                named = ", ".join(sorted(map(str, (held for held in local if held.version == host.version))))
+                raise ConfigError(
+                    f"{request}: {publish.words(port)}: {host} is no address of node {self._state.node}; nothing was "
+                    f"attached; it has {named or 'none of that family'}"
+                )
+            protocol = publish.protocol_name(port)
+            if protocol != "sctp" and (found := await facts.listeners(port.host_port, protocol, host)):
+                raise Taken(
+                    f"{request}: port {port.host_port}/{protocol} is taken on node {self._state.node}: by "
+                    f"{', '.join(map(str, found))}; nothing was attached; publish another port, or stop what listens "
+                    "there first"
+                )
 
     def _require_sync(self, question: Question) -> None:
         snapshot = self._state.snapshot

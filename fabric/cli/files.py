@@ -46,7 +46,7 @@ def validate(
 
     Example: fabricctl validate -R -f policies/
     """
-    from fabric.model.effects import effect
+    from fabric.model.effects import KEPT
     from fabric.ops import files
 
     total = invalid = 0
@@ -61,9 +61,8 @@ def validate(
         for line in document.errors(problems):
             print(line)
         for path in _not_used(document):
-            kind = document.entry.kind
-            what = f"{document.where()}: {kind} {document.entry.name}"
-            output.note("warning: " + ": ".join(filter(None, (what, path, effect(kind, path)))))
+            what = f"{document.where()}: {document.entry.kind} {document.entry.name}"
+            output.note("warning: " + ": ".join(filter(None, (what, path, KEPT))))
     if report is Report.TABLE:
         print(f"{total} checked, {invalid} invalid")
     raise typer.Exit(1 if invalid else 0)

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,17 @@ app = typer.Typer(
 )
 
 
+class Switch(StrEnum):
+    """`--bgp`."""
+
+    ON = "on"
+    OFF = "off"
+
+
+check_app = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(check_app, name="check")
+
+
 @app.command()
 def join(
     etcd: Etcd = None,
@@ -64,6 +76,10 @@ def join(
         list[str] | None,
         typer.Option(metavar="PREFIX", help="The first pool of a new cluster.", show_default="a free one"),
     ] = None,
+    bgp: Annotated[
+        Switch | None,
+        typer.Option(help="Whether this node has BGP sessions.", show_default="as it was; at first on"),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay attached, for a service manager.")
     ] = False,
@@ -75,9 +91,15 @@ def join(
     from fabric.cli.store import configured, with_store
     from fabric.ops import join as op
     from fabric.ops import start
+    from fabric.ops.check import need_root
 
+    need_root()  # what this host was told before is root's to read
     flags = etcd_flags(etcd, etcd_ca, etcd_cert, etcd_key, etcd_user, etcd_password_file)
-    config = replace(configuration.required(configured(flags)), node=name or socket.gethostname())
+    config = replace(
+        configuration.required(configured(flags)),
+        node=name or socket.gethostname(),
+        bgp=bgp is Switch.ON if bgp else configuration.saved().bgp,
+    )
     request = op.Request(
         name=config.node,
         etcd=config.etcd,
@@ -86,7 +108,12 @@ def join(
         labels=pairs(label, "--label"),
         peers=tuple(_peer(text) for text in split(peer)),
         pools=tuple(_pool(text) for text in split(pool)),
+        bgp=config.bgp,
     )
+    if request.peers and not request.bgp:
+        raise typer.BadParameter(
+            "a node without BGP has no peers; give --bgp on with it", param_hint="--peer"
+        )
     output.note(f"checking this host and registering node {config.node} ...")
     try:
         registered = with_store(lambda kv: op.register(request, kv), config)
@@ -201,8 +228,8 @@ def _pool(text: str) -> Any:
         raise typer.BadParameter(f'"{text}" is not a prefix: {err}', param_hint="--pool") from err
 
 
-@app.command()
-def check(form: Output = Format.TABLE) -> None:
+@check_app.callback()
+def check(context: typer.Context, form: Output = Format.TABLE) -> None:
     """Look for what keeps this host from being a node, or may hurt it. Exit status 1 on a finding.
 
     Changes nothing. Each finding has an id that stays the same; docs/reference/findings.md has them all.
@@ -211,6 +238,8 @@ def check(form: Output = Format.TABLE) -> None:
 
     Example: fabricctl --etcd 192.0.2.10:2379 node check -o json
     """
+    if context.invoked_subcommand:
+        return
     import asyncio
 
     from fabric.api import client
@@ -219,14 +248,14 @@ def check(form: Output = Format.TABLE) -> None:
     from fabric.ops import findings
 
     op.need_root()
-    config, cluster, found = configured(), None, []
+    config, node, cluster, found = configured(), configuration.saved().node, None, []
     if config.etcd:
         try:
-            cluster = with_store(op.read_cluster, config)
+            cluster = with_store(lambda kv: op.read_cluster(kv, node), config)
         except StoreError as err:
             found.append(findings.unreachable(str(err)))
     with output.progress("host"):
-        found = asyncio.run(op.findings_here(cluster, configuration.saved().node, config.etcd)) + found
+        found = asyncio.run(op.findings_here(cluster, node, config.etcd)) + found
     with suppress(AgentError):  # none runs
         status = client.call("GET", "/v1/status")
         found += [*findings.of_sessions(status["sessions"]), *findings.of_resources(status)]
@@ -240,6 +269,43 @@ def check(form: Output = Format.TABLE) -> None:
         keys = ("id", "severity", "title", "cause", "cure")
         output.document([{key: str(getattr(f, key)) for key in keys} for f in found], form)
     raise typer.Exit(1 if found else 0)
+
+
+@check_app.command()
+def mtu(form: Output = Format.TABLE) -> None:
+    """Measure how large packets to every other node may be, in each encapsulation. Exit status 1 if one is silent.
+
+    Changes nothing. Sends echo requests that nobody may fragment; seconds pass where nobody answers.
+
+    Example: fabricctl node check mtu
+    """
+    from fabric.cli.store import configured, with_store
+    from fabric.ops import check as host
+    from fabric.ops import check_mtu as op
+    from fabric.ops.start import joined
+
+    host.need_root()
+    node = joined(configuration.saved()).node
+    found = with_store(lambda kv: op.check(node, kv), configured())
+    for warning in found.warnings:
+        output.note(f"warning: {warning}")
+    if form is Format.TABLE:
+        output.table(
+            ["NODE", "ADDRESS", "ENCAPSULATION", "USABLE", "IN USE", "HOW"],
+            [
+                (r.node, r.address, r.encapsulation, r.usable or "-", "yes" if r.used else "no", r.how)
+                for r in found.rows
+            ],
+        )
+    else:
+        output.document([{**asdict(row), "address": str(row.address)} for row in found.rows], form)
+    if not found.rows:
+        output.note("there is no other node")
+    if found.silent:
+        raise FabricError(
+            f"no answer from {', '.join(found.silent)}: none of its addresses answers an echo request; is it up, and "
+            "do packet filters and policy let ICMP through?"
+        )
 
 
 def _print_findings(found: Sequence[Finding]) -> None:
@@ -295,6 +361,7 @@ def _print_status(answer: dict[str, Any]) -> None:
     _print_sessions(answer["sessions"])
     print()
     output.table(["BLOCK", "HELD", "SIZE"], [(b["prefix"], b["held"], b["size"]) for b in answer["blocks"]])
+    _print_tunnels(answer)
     for title, lines in (
         ("refused by the kernel", answer["refused"]),
         ("problems", answer["problems"]),
@@ -302,6 +369,34 @@ def _print_status(answer: dict[str, Any]) -> None:
         if lines:
             print(f"\n{title}:")
             print("\n".join(f"  {line}" for line in lines))
+
+
+def _print_tunnels(answer: dict[str, Any]) -> None:
+    """Of the ways to nodes only those that are not simply native."""
+    if answer["tunnels"]:
+        print()
+        output.table(
+            ["TUNNEL", "ADDRESS", "MTU", "FAR ENDS", "CHECKSUMS", "STATE"],
+            [
+                (
+                    t["device"],
+                    t["address"],
+                    t["mtu"],
+                    "-" if t["far_ends"] is None else t["far_ends"],
+                    f"by the {'link' if t['offload'] else 'kernel'}; {t['probed'] or 'not probed yet'}"
+                    if t["far_ends"] is not None
+                    else "-",
+                    t["state"],
+                )
+                for t in answer["tunnels"]
+            ],
+        )
+    if told := [w for w in answer["ways"] if w["as"] != "native" or w["why"]]:
+        print()
+        output.table(
+            ["NODE", "FAMILY", "ENCAPSULATION", "WHY"],
+            [(w["node"], w["family"], w["as"], w["why"] or "-") for w in told],
+        )
 
 
 def _policy(policy: dict[str, Any]) -> str:

@@ -371,13 +371,16 @@ def _from_files(
 
 def _planned(changes: Sequence[Change]) -> Any:
     """Return work for `with_store`: decide and check everything, tell the warnings, write nothing."""
-    from fabric.ops import change, pools
+    from fabric.ops import change, check, pools
     from fabric.ops.refuse import refuse
+    from fabric.ops.refuse_tunnels import Here
 
     async def work(kv: KeyValueStore) -> list[Step]:
         steps, refusals = await change.decided(kv, changes)
         host = await pools.host_subnets() if any(c.kind == "IPPool" for c in changes) else []
-        for line in await refuse(kv, steps, host, refusals, changes):
+        node = check.this_node()
+        here = Here(node, check.read_tunnels) if node else None
+        for line in await refuse(kv, steps, host, refusals, changes, here):
             output.note(f"warning: {line}")
         return steps
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,13 @@ def add(
         list[str] | None,
         typer.Option(help="Take the address from this pool (name or prefix); may be given several times."),
     ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[HOSTIP:]HOSTPORT:PORT[/PROTOCOL]",
+            help="Lead this port of the node to the workload's; tcp unless it says udp or sctp; may be repeated.",
+        ),
+    ] = None,
     namespace: Namespace = "default",
     form: Output = Format.TABLE,
 ) -> None:
@@ -67,6 +75,8 @@ def add(
     Example: fabricctl workload add web --netns /run/netns/web --label app=web
 
     Example: fabricctl workload add web --label app=web --run python3 -m http.server 80
+
+    Example: fabricctl workload add dns --netns dns --publish 10.10.1.2:53:5353/udp --publish 53:5353
     """
     command = ctx.meta.get(RUN, [])
     if bool(netns) == run or run != bool(command):
@@ -79,12 +89,13 @@ def add(
         "labels": pairs(label, "--label"),
         "address": ip or None,
         "pools": pool or [],
+        "publish": publish or [],
     }
     if run:
         raise typer.Exit(_run(request, command))
     # A bare name is one of `ip netns`, as it is for `ip`.
     path = Path(netns).absolute() if "/" in netns else NAMED / netns
-    _print([_attach(request, path)], form)
+    _print([_attach(request, path)], WorkloadsFormat(form))
 
 
 def _attach(request: dict[str, Any], netns: Path) -> dict[str, Any]:
@@ -158,8 +169,22 @@ def delete(
     print(f"workload {namespace}/{name}: removed, {', '.join(gone['addresses'])} released")
 
 
+class WorkloadsFormat(StrEnum):
+    """`-o` of `workload list`."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+
+
 @app.command("list")
-def list_workloads(form: Output = Format.TABLE) -> None:
+def list_workloads(
+    form: Annotated[
+        WorkloadsFormat,
+        typer.Option("-o", "--output", help="How to print the answer; wide has published ports."),
+    ] = WorkloadsFormat.TABLE,
+) -> None:
     """List the workloads of this node.
 
     Example: fabricctl workload list
@@ -198,14 +223,23 @@ def _path(namespace: str, name: str) -> str:
     return f"/v1/workloads/{namespace}/{name}"
 
 
-def _print(workloads: list[dict[str, Any]], form: Format) -> None:
-    if form is not Format.TABLE:
-        output.document(workloads, form)
+def _print(workloads: list[dict[str, Any]], form: WorkloadsFormat) -> None:
+    if form in (WorkloadsFormat.JSON, WorkloadsFormat.YAML):
+        output.document(workloads, Format(form))
         return
+    wide = form is WorkloadsFormat.WIDE
     output.table(
-        ["NAMESPACE", "NAME", "ADDRESS", "LINK", "NETNS"],
+        ["NAMESPACE", "NAME", "ADDRESS", "LINK", "NETNS", *(["PORTS"] if wide else [])],
         [
-            (w["namespace"], w["name"], ",".join(w["addresses"]), w["interface"], w["netns"])
+            (
+                *(w["namespace"], w["name"], ",".join(w["addresses"]), w["interface"], w["netns"]),
+                *([",".join(map(_port, w["ports"]))] if wide else []),
+            )
             for w in workloads
         ],
     )
+
+
+def _port(port: dict[str, Any]) -> str:
+    host = f"[{port['host_ip']}]" if ":" in port["host_ip"] else port["host_ip"]
+    return f"{host}{':' if host else ''}{port['host_port']}->{port['port']}/{port['protocol']}"

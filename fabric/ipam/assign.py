@@ -224,7 +224,12 @@ def selects(pool: IPPool, labels: Mapping[str, str]) -> bool:
 
 def is_open(pool: IPPool) -> bool:
     """Whether `pool` gives out addresses: neither disabled nor about to be deleted."""
-    return not pool.spec.disabled and "deletionTimestamp" not in (pool.metadata.model_extra or {})
+    return not (pool.spec.disabled or is_going(pool))
+
+
+def is_going(pool: IPPool) -> bool:
+    """Whether `pool` is about to be deleted, once nobody has addresses of it."""
+    return "deletionTimestamp" in (pool.metadata.model_extra or {})
 
 
 def _selects_namespace(pool: IPPool, labels: Mapping[str, str]) -> bool:

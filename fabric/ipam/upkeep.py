@@ -9,10 +9,11 @@ Source: calico-semantics §5 "Release block affinity", "Tunnel addresses", "GC".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from fabric.errors import ConfigError, Exhausted
 from fabric.ipam import assign
@@ -21,6 +22,7 @@ from fabric.ipam.assign import Demand
 from fabric.ipam.block import Block, Owner
 from fabric.ipam.types import Address, Prefix, order
 from fabric.ipam.view import Change, Stored, View, after, joined
+from fabric.model import extensions
 from fabric.model.ippool import IPPool
 
 EMPTY_FOR = timedelta(seconds=60)  # a block seen empty that long, unchanged, is not about to be used
@@ -46,10 +48,21 @@ class Tunnel:
     handle: str
     type: str
 
+    @property
+    def kind(self) -> Literal["ipip", "vxlan"]:
+        return "ipip" if self.name == "ipip" else "vxlan"
+
     def wanted_by(self, pool: IPPool) -> bool:
-        """Whether `pool` wants its traffic in such tunnels."""
-        mode = pool.spec.ipip_mode if self.name == "ipip" else pool.spec.vxlan_mode
-        return mode != "Never" and pool.spec.cidr.version == self.version
+        """Whether `pool` wants its traffic in such tunnels, if only where one end lacks what it wants first."""
+        modes = {pool.spec.ipip_mode} if self.name == "ipip" else {pool.spec.vxlan_mode}
+        if self.name == "vxlan" and _falls_back(pool):
+            modes.add(pool.spec.ipip_mode)
+        return modes != {"Never"} and pool.spec.cidr.version == self.version
+
+
+def _falls_back(pool: IPPool) -> bool:
+    said = pool.metadata.annotations
+    return bool(extensions.value(said, extensions.TUNNEL_FALLBACK, extensions.tunnel_fallback, ""))
 
 
 TUNNELS = (
@@ -78,14 +91,23 @@ def observe(view: View, earlier: Observed, at: datetime) -> Observed:
     return seen
 
 
-def upkeep(view: View, observed: Observed, at: datetime, ours: Callable[[str], bool]) -> Upkeep:
+def upkeep(
+    view: View,
+    observed: Observed,
+    at: datetime,
+    ours: Callable[[str], bool],
+    lacks: AbstractSet[str] = frozenset(),
+    standing: AbstractSet[Address] = frozenset(),
+) -> Upkeep:
     """Return what the view's node should put right at the time `at` (UTC).
 
     Args:
         observed: what `observe` returned on this view.
         ours: whether a handle is one that only this node's attaches write; tunnels' are known here.
+        lacks: the kinds of tunnel, "ipip" and "vxlan", that the node's kernel does not have.
+        standing: the addresses that its tunnel devices have, wanted or not.
     """
-    tunnels, problems = _tunnels(view, at)
+    tunnels, problems = _tunnels(view, at, lacks, standing)
     done = set(tunnels.change.blocks) if tunnels else set()
     steps = [tunnels] if tunnels else []
     for prefix in sorted(_concerns(view) - done, key=order):
@@ -179,14 +201,16 @@ def _spare(view: View, prefix: Prefix) -> bool:
     return in_use or bool(own and own[0].prefix != prefix)
 
 
-def _tunnels(view: View, at: datetime) -> tuple[Step | None, tuple[str, ...]]:
+def _tunnels(
+    view: View, at: datetime, lacks: AbstractSet[str], standing: AbstractSet[Address]
+) -> tuple[Step | None, tuple[str, ...]]:
     """All tunnels in one step, as their addresses may come out of one block."""
     changes: list[Change] = []
     said, problems = [], []
     for tunnel in TUNNELS:
         now = after(view, joined(changes))
         try:
-            for what, change in _tunnel(now, tunnel, at):
+            for what, change in _tunnel(now, tunnel, at, standing, possible=tunnel.kind not in lacks):
                 said.append(what)
                 changes.append(change)
         except (ConfigError, Exhausted) as err:
@@ -195,16 +219,25 @@ def _tunnels(view: View, at: datetime) -> tuple[Step | None, tuple[str, ...]]:
     return step, tuple(problems)
 
 
-def _tunnel(view: View, tunnel: Tunnel, at: datetime) -> Iterator[tuple[str, Change]]:
-    """Keep the first address that a wanting pool has, release the others, assign one where there is none."""
+def _tunnel(
+    view: View, tunnel: Tunnel, at: datetime, standing: AbstractSet[Address], *, possible: bool
+) -> Iterator[tuple[str, Change]]:
+    """Keep the first address where some pool wants one, release the others, assign one where there is none.
+
+    One that a wanting pool has is kept before others; but one of another pool of this node will do as well: that a pool
+    has another mode now must not move what carries the packets of those that stay. A pool that is disabled gives none,
+    but what has addresses of it goes through tunnels as before. A device that no pool wants any more keeps its address
+    for as long as it stands: others still send to it.
+    """
     handle = tunnel.handle + view.node
-    pools = [
-        pool
-        for pool in sorted(view.pools, key=lambda pool: pool.metadata.name)
-        if assign.is_open(pool) and tunnel.wanted_by(pool) and assign.selects(pool, view.labels)
-    ]
+    wanting = wanted(tunnel, view.pools, view.labels) if possible else ()
+    pools = [pool for pool in wanting if assign.is_open(pool)]
+    here = [pool for pool in view.pools if assign.selects(pool, view.labels)] if wanting else []
     held = _held(view, handle)
-    kept = next((a for a in held if any(a in pool.spec.cidr for pool in pools)), None)
+    staying = [pool.spec.cidr for pool in (*wanting, *here) if not assign.is_going(pool)]
+    kept = next((address for cidr in staying for address in held if address in cidr), None)
+    if not wanting:
+        kept = next((address for address in held if address in standing), None)
     if pools and kept is None:
         owner = Owner(handle, {"node": view.node, "type": tunnel.type})
         names = tuple(pool.metadata.name for pool in pools)
@@ -216,6 +249,12 @@ def _tunnel(view: View, tunnel: Tunnel, at: datetime) -> Iterator[tuple[str, Cha
             change = assign.release(view, address, handle, at=at)
             yield f"{tunnel.name} tunnel: address {address} released", change
             view = after(view, change)
+
+
+def wanted(tunnel: Tunnel, pools: Iterable[IPPool], labels: Mapping[str, str]) -> tuple[IPPool, ...]:
+    """Return which of `pools`, by name, want such a tunnel on a node with these labels."""
+    found = (pool for pool in pools if tunnel.wanted_by(pool) and assign.selects(pool, labels))
+    return tuple(sorted(found, key=lambda pool: pool.metadata.name))
 
 
 def _held(view: View, handle: str) -> tuple[Address, ...]:

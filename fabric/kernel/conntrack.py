@@ -12,7 +12,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -26,7 +26,7 @@ from policy.flows import Ends, Flow
 from policy.form import Address, Icmp
 
 SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
-NEW, GET = SUBSYSTEM, SUBSYSTEM | 1
+NEW, GET, DELETE = SUBSYSTEM, SUBSYSTEM | 1, SUBSYSTEM | 2
 MARK, TUPLE_MASTER, ZONE, MARK_MASK = 8, 14, 18, 21
 
 
@@ -38,12 +38,17 @@ class NetlinkConntrack(Nfnl):
 
     async def set_mark(self, flows: Collection[Flow], value: int, mask: int) -> None:
         change = be32(MARK, value & mask) + be32(MARK_MASK, mask)
-        requests = [Request(_told(flow), NEW, 0, flow.handle + change) for flow in flows]
+        await self._each("mark", [Request(_told(flow), NEW, 0, flow.handle + change) for flow in flows])
+
+    async def forget(self, flows: Collection[Flow]) -> None:
+        await self._each("delete", [Request(_told(flow), DELETE, 0, flow.handle) for flow in flows])
+
+    async def _each(self, verb: str, requests: Sequence[Request]) -> None:
         for start in range(0, len(requests), BATCH):
             for refused in self.attempt(requests[start : start + BATCH]):
                 if refused.code != errno.ENOENT:
                     hint = f"{refused.said}; it goes on and the next pass retries".removeprefix("; ")
-                    raise DataplaneError(f"mark connection {refused.request.what}", refused.code, hint)
+                    raise DataplaneError(f"{verb} connection {refused.request.what}", refused.code, hint)
             await asyncio.sleep(0)
 
 

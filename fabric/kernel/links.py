@@ -27,8 +27,11 @@ from fabric.plan.links import GATEWAY4, HOST_LINK_LOCAL, HOST_MAC, HostLink, Nei
 
 RTPROT_STATIC = 4
 LOOPBACK = 1  # the first link of every network namespace
+DEFAULTS: dict[int, netlink.Prefix] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+GATEWAYS: dict[int, netlink.Address] = {4: GATEWAY4, 6: HOST_LINK_LOCAL}
 CONF = Path("/proc/sys/net")  # follows the namespace of the thread that opens a file in it
 IPV4_SYSCTLS = {"proxy_arp": 1, "forwarding": 1}
+LOCALNET = "route_localnet"  # 0 in every new namespace, so a new link has it only where it is wanted
 IPV6_SYSCTLS = {"proxy_ndp": 1, "forwarding": 1, "accept_ra": 0, "accept_dad": 0, "disable_ipv6": 0}
 # Without an IPv6 address the link has no IPv6 at all: a container must not be heeded as a router (accept_ra
 # is 1 by default), and a link that forwards IPv6 takes the kernel 17 ms longer to remove.
@@ -70,6 +73,9 @@ def _host_link(message: Any, neighbours: frozenset[Neighbour]) -> HostLink:
         mac=message.get_attr("IFLA_ADDRESS"),
         neighbours=neighbours,
         sysctls=_sysctls_hold(message.get_attr("IFLA_AF_SPEC")),
+        mtu=message.get_attr("IFLA_MTU"),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        localnet=bool(message.get_attr("IFLA_AF_SPEC").get_attr("AF_INET")[LOCALNET]),
     )
 
 
@@ -105,8 +111,11 @@ def _create(veth: Veth) -> None:
     with home_and_target(veth.netns) as (home, target), Rtnl() as host:
         _enter(target, veth)
         with Rtnl() as container:
-            made = _make(veth, home, host, container)
+            found = _make(veth, home, host, container)
+            made = found is None
             try:
+                if found:
+                    _resize(veth, found, host, container)
                 _settle_container(veth, container, fresh=made)
                 enter(home)
                 _settle_host(veth, host, fresh=made)
@@ -134,28 +143,28 @@ def _enter(target: int, veth: Veth) -> None:
         raise DataplaneError(f"enter {veth.netns}", err.errno or errno.EIO, hint) from err
 
 
-def _make(veth: Veth, home: int, host: Rtnl, container: Rtnl) -> bool:
-    """Make the pair and return True, or return False when it is there already.
+def _make(veth: Veth, home: int, host: Rtnl, container: Rtnl) -> tuple[Pair, Pair] | None:
+    """Make the pair, or return its ends, the container's first, when it is there already.
 
     Asked only after a refusal, so that the usual case costs one request.
     """
     request = netlink.veth_create(veth.interface, veth.mac, veth.name, HOST_MAC, home, veth.mtu)
     try:
         container.run([request], "nothing was changed")
-        return True
+        return None
     except DataplaneError as err:
         if err.code != errno.EEXIST:
             raise
     inside, outside = container.link(veth.interface), host.link(veth.name)
     if inside and outside and inside.is_with(outside):
-        return False
+        return inside, outside
     if inside:
         what = f"link {veth.name}: interface {veth.interface} in {veth.netns}"
         raise DataplaneError(what, errno.EEXIST, f"{_instead(veth, inside, host)}; nothing was changed")
     # The name's last life is still in some other namespace: a container that is going away.
     host.run([netlink.link_delete(veth.name)])
     container.run([request], "nothing was changed")
-    return True
+    return None
 
 
 def _instead(veth: Veth, inside: Pair, host: Rtnl) -> str:
@@ -167,6 +176,23 @@ def _instead(veth: Veth, inside: Pair, host: Rtnl) -> str:
         return "it is ours, and its other end is not on this host any more; delete it, and it is made anew"
     back = f"`ip link set {other.name} down`, then `ip link set {other.name} name {veth.name}`, gives it back"
     return f"it is ours, and its other end was renamed to {other.name}; {back}"
+
+
+def _resize(veth: Veth, ends: tuple[Pair, Pair], host: Rtnl, container: Rtnl) -> None:
+    """Set the MTU of both ends of a link that is in use, so that neither is sent what it does not take.
+
+    An end drops what is larger than its own MTU. So the container first holds to the smaller of before and after,
+    by its routes, and the host's end, which has no such routes, goes first where it shrinks, and last where it grows.
+    """
+    inside, outside = ends
+    before = min(inside.mtu, outside.mtu)
+    if before == veth.mtu == max(inside.mtu, outside.mtu):
+        return
+    # A half-made link refuses routes, and carries nothing yet.
+    container.attempt(_defaults(veth, inside.index, min(before, veth.mtu)))
+    order = [(host, outside), (container, inside)]
+    for rtnl, end in order if veth.mtu < before else reversed(order):
+        rtnl.run([netlink.link_mtu(end.index, veth.mtu)])
 
 
 def _settle_container(veth: Veth, container: Rtnl, *, fresh: bool) -> None:
@@ -184,8 +210,7 @@ def _settle_container(veth: Veth, container: Rtnl, *, fresh: bool) -> None:
         requests += _gateway4(index)
     if 6 in versions:
         requests += [netlink.neighbour_set(index, HOST_LINK_LOCAL, HOST_MAC)]
-        requests += [_default(IPv6Network("::/0"), Hop(index, HOST_LINK_LOCAL))]
-    container.run(requests)
+    container.run(requests + _defaults(veth, index))
 
 
 def _gateway4(index: int) -> list[Request]:
@@ -193,18 +218,26 @@ def _gateway4(index: int) -> list[Request]:
     link_route = netlink.route_replace(
         f"route {GATEWAY4}/32", IPv4Network(GATEWAY4), [Hop(index)], proto=RTPROT_STATIC, metric=0
     )
+    return [netlink.neighbour_set(index, GATEWAY4, HOST_MAC), link_route]
+
+
+def _defaults(veth: Veth, index: int, mtu: int = 0) -> list[Request]:
+    """The default route of each family, held to `mtu` or, without one, to what the family needs.
+
+    The metric is what `ip route` and the CNI plugins give: none in IPv4, the kernel's 1024 in IPv6.
+    """
+    versions = sorted({address.version for address in veth.addresses})
     return [
-        netlink.neighbour_set(index, GATEWAY4, HOST_MAC),
-        link_route,
-        _default(IPv4Network("0.0.0.0/0"), Hop(index, GATEWAY4)),
+        netlink.route_replace(
+            f"default route via {GATEWAYS[version]}",
+            DEFAULTS[version],
+            [Hop(index, GATEWAYS[version])],
+            proto=RTPROT_STATIC,
+            metric=0,
+            mtu=mtu or veth.route_mtu(version),
+        )
+        for version in versions
     ]
-
-
-def _default(prefix: IPv4Network | IPv6Network, hop: Hop) -> Request:
-    # The metric is what `ip route` and the CNI plugins give: none in IPv4, the kernel's 1024 in IPv6.
-    return netlink.route_replace(
-        f"default route via {hop.gateway}", prefix, [hop], proto=RTPROT_STATIC, metric=0
-    )
 
 
 def _stale_addresses(veth: Veth, index: int) -> list[Request]:
@@ -226,7 +259,8 @@ def _settle_host(veth: Veth, host: Rtnl, *, fresh: bool) -> None:
     """Runs in the host's namespace; the link goes up last (see the module's docstring)."""
     index = socket.if_nametoindex(veth.name)
     ipv6 = any(address.version == 6 for address in veth.addresses)
-    _write_sysctls("ipv4", veth.name, IPV4_SYSCTLS)
+    localnet = {} if fresh and not veth.localnet else {LOCALNET: int(veth.localnet)}
+    _write_sysctls("ipv4", veth.name, IPV4_SYSCTLS | localnet)
     _write_sysctls("ipv6", veth.name, IPV6_SYSCTLS if ipv6 else NO_IPV6)
     requests = [] if fresh else [*_stale_neighbours(veth, index), netlink.link_mac(index, HOST_MAC)]
     requests += [
@@ -234,7 +268,7 @@ def _settle_host(veth: Veth, host: Rtnl, *, fresh: bool) -> None:
     ]
     if ipv6:
         requests.insert(0, netlink.address_set(index, ip_interface((HOST_LINK_LOCAL, 64))))
-    host.run([*requests, netlink.link_up(index)])
+    host.run([*requests, netlink.link_up(index, veth.alias)])
 
 
 def _stale_neighbours(veth: Veth, index: int) -> list[Request]:

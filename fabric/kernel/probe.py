@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from shutil import which
+from typing import TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -25,8 +27,11 @@ from fabric.kernel.ipsets import REVISIONS, NetlinkIPSets
 from fabric.kernel.tables import KernelTables
 from fabric.kernel.tables_backend import choose
 from fabric.kernel.threads import CLONE_NEWNET, in_thread
+from fabric.plan.encap import Kind
 from fabric.plan.ipsets import IPSet
 from policy.marks import CUT
+
+T = TypeVar("T")
 
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 TCP_MD5SIG = 14  # linux/tcp.h
@@ -45,20 +50,28 @@ _TRIALS: dict[str, Callable[[IPRoute], object]] = {
         "add", dst="198.51.100.0/24", multipath=[{"gateway": "127.0.0.2"}, {"gateway": "127.0.0.3"}]
     ),
 }
-_TUNNELS: dict[str, Callable[[IPRoute], object]] = {
-    "IPIP": lambda ip: ip.link("add", ifname="probe2", kind="ipip", ipip_remote="192.0.2.2"),
-    "VXLAN": lambda ip: ip.link("add", ifname="probe3", kind="vxlan", vxlan_id=4096, vxlan_port=4789),
+_TUNNELS: dict[Kind, Callable[[IPRoute], object]] = {
+    "ipip": lambda ip: ip.link("add", ifname="probe2", kind="ipip", ipip_remote="192.0.2.2"),
+    "vxlan": lambda ip: ip.link("add", ifname="probe3", kind="vxlan", vxlan_id=4096, vxlan_port=4789),
 }
 
-# What the rules of policy match by, and do.
-_RULES = (
-    "-m set --match-set fab4-hash-net src -m comment --comment x -j DROP",
-    "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
-    f"-m connmark --mark {CUT:#x}/{CUT:#x} -j DROP",
-    "-m mark --mark 0x0/0x10000 -j MARK --set-xmark 0x10000/0x10000",
-    "-p tcp -m multiport --dports 80,443 -j RETURN",
-    "-m limit --limit 10/second -j NFLOG --nflog-group 143",
-)
+# What the rules of policy, tunnels, NAT and published ports match by, and do; by table.
+_RULES = {
+    "filter": (
+        "-m set --match-set fab4-hash-net src -m comment --comment x -j DROP",
+        "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        f"-m connmark --mark {CUT:#x}/{CUT:#x} -j DROP",
+        "-m mark --mark 0x0/0x10000 -j MARK --set-xmark 0x10000/0x10000",
+        "-p tcp -m multiport --dports 80,443 -j RETURN",
+        "-m limit --limit 10/second -j NFLOG --nflog-group 143",
+    ),
+    "mangle": ("-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",),
+    "nat": (
+        "-m addrtype --dst-type LOCAL -p tcp -j DNAT --to-destination 192.0.2.1:80",
+        "-p tcp -j SNAT --to-source 192.0.2.1:1024-65535 --random-fully",
+        "-p tcp -j MASQUERADE --to-ports 1024-65535 --random-fully",
+    ),
+}
 
 
 async def missing_features() -> tuple[str, ...]:
@@ -66,9 +79,13 @@ async def missing_features() -> tuple[str, ...]:
     return await in_thread(lambda: tuple(_missing()))
 
 
-async def missing_tunnels(wanted: AbstractSet[str]) -> tuple[str, ...]:
-    """Return those of `wanted` ("IPIP", "VXLAN") that this kernel has not, each with what the kernel said."""
-    return await in_thread(partial(_missing_tunnels, wanted)) if wanted else ()
+async def missing_tunnels(wanted: AbstractSet[Kind]) -> dict[Kind, str]:
+    """Return those of `wanted` that this kernel does not have, each with what the kernel said.
+
+    Raises DataplaneError where it cannot be told: the kernel refused for another reason than that it has no such kind.
+    """
+    trials = {kind: trial for kind, trial in _TUNNELS.items() if kind in wanted}
+    return await in_thread(partial(lacking, trials)) if wanted else {}
 
 
 async def has_tcp_md5() -> bool:
@@ -90,7 +107,7 @@ def _missing() -> Iterator[str]:
     if refused := _unshare():
         yield f"network namespaces: {refused}"
         return
-    yield from _refused(_TRIALS)
+    yield from (f"{what}: {os.strerror(code)}" for what, code in _refused(_TRIALS))
     if which("iptables-restore"):  # that it is not there is said by itself
         yield from asyncio.run(_missing_for_policy())
 
@@ -106,12 +123,13 @@ async def _missing_for_policy() -> list[str]:
                 found.append(f"ipsets of type {kind}: {os.strerror(err.code)}")
     try:
         tables = KernelTables((await choose("auto")).backend)
-        for rule in _RULES if not found else ():
-            text = f"*filter\n:fab-probe - [0:0]\n-A fab-probe {rule}\nCOMMIT\n"
+        for table, rule in [(t, rule) for t, rules in _RULES.items() for rule in rules] if not found else ():
+            text = f"*{table}\n:fab-probe - [0:0]\n-A fab-probe {rule}\nCOMMIT\n"
             try:
                 await tables.restore(4, text)
             except DataplaneError as err:
-                found.append(f"iptables ({tables.backend}), rule `{rule}`: {os.strerror(err.code)}")
+                said = f"rule `{rule}` in table {table}: {os.strerror(err.code)}"
+                found.append(f"iptables ({tables.backend}), {said}")
     except DataplaneError as err:
         found.append(str(err))
     try:
@@ -122,10 +140,15 @@ async def _missing_for_policy() -> list[str]:
     return found
 
 
-def _missing_tunnels(wanted: AbstractSet[str]) -> tuple[str, ...]:
+def lacking(trials: Mapping[Kind, Callable[[IPRoute], object]]) -> dict[Kind, str]:
+    """Return what `missing_tunnels` does, having made each kind by its trial; this thread has a namespace of its own then."""
     if _unshare():
-        return ()  # said by `missing_features`
-    return tuple(_refused({name: trial for name, trial in _TUNNELS.items() if name in wanted}))
+        return {}  # said by `missing_features`
+    refused = dict(_refused(trials))
+    for kind, code in refused.items():
+        if code != errno.EOPNOTSUPP:
+            raise DataplaneError(f"find out whether the kernel has {kind}", code, "not known yet; try again")
+    return {kind: os.strerror(code) for kind, code in refused.items()}
 
 
 def _unshare() -> str:
@@ -134,11 +157,12 @@ def _unshare() -> str:
     return os.strerror(ctypes.get_errno()) if libc.unshare(CLONE_NEWNET) else ""
 
 
-def _refused(trials: dict[str, Callable[[IPRoute], object]]) -> Iterator[str]:
+def _refused(trials: Mapping[T, Callable[[IPRoute], object]]) -> Iterator[tuple[T, int]]:
+    """Return the trials that the kernel refuses, each with its errno."""
     with IPRoute() as ip:
         ip.link("set", index=1, state="up")
         for what, trial in trials.items():
             try:
                 trial(ip)
             except NetlinkError as err:
-                yield f"{what}: {os.strerror(err.code)}"
+                yield what, err.code

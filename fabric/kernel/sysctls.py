@@ -1,7 +1,8 @@
 """Touches the host's global sysctls: what each one was is on disk before it is changed, so it can go back.
 
 The record is one JSON file: {"net.ipv4.ip_forward": {"before": "0", "set": "1"}}. The sysctls of a
-workload's link are not recorded: they go with the link.
+workload's link are not recorded: they go with the link. A name may have slashes for its dots, as with sysctl(8):
+that of a VLAN's link has a dot itself.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ async def before(names: Iterable[str], record: Path) -> dict[str, str]:
     return await in_thread(partial(_before, tuple(names), record))
 
 
+async def recorded(record: Path) -> frozenset[str]:
+    """Return the names of the sysctls that we have changed."""
+    return frozenset(await in_thread(partial(_load, record)))
+
+
 async def restore(record: Path) -> list[str]:
     """Put the recorded values back, remove the record, and return the names of those put back.
 
@@ -60,7 +66,8 @@ def _before(names: tuple[str, ...], record: Path) -> dict[str, str]:
 
 def _restore(record: Path) -> list[str]:
     known = _load(record)
-    ours = [name for name, entry in known.items() if _read(name) == entry["set"]]
+    left = [name for name in known if _path(name).parent.exists()]  # what is of a link goes with it
+    ours = [name for name in left if _read(name) == known[name]["set"]]
     for name in ours:
         _write(name, known[name]["before"])
     record.unlink(missing_ok=True)
@@ -88,7 +95,7 @@ def _save(record: Path, known: Record) -> None:
 
 
 def _path(name: str) -> Path:
-    return Path("/proc/sys", *name.split("."))
+    return Path("/proc/sys", *name.split("/" if "/" in name else "."))
 
 
 def _read(name: str) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import re
 import struct
 import subprocess
+import sysconfig
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -155,6 +157,8 @@ def _texts(tool: str, place: Place) -> dict[str, str]:
 
 @cache
 def _families() -> dict[Version, _Family]:
+    # Or it runs ldconfig, gcc and ld in search of a library that came with it.
+    os.environ.setdefault("IPTABLES_LIBDIR", sysconfig.get_path("platlib"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports distutils, and has escapes that Python 3.12 warns of
         from iptc import ip4tc, ip6tc

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -197,6 +197,12 @@ def gather(
             problems.append(f"{change}: is given twice, first at {first.where}")
     _refuse(problems)
     return list(changes.values())
+
+
+def some(names: Iterable[str], most: int = NAMED) -> str:
+    """Return names for a message, the first `most` and how many more there are."""
+    found = list(names)
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 async def decided(kv: KeyValueStore, changes: Sequence[Change]) -> tuple[list[Step], list[FabricError]]:

@@ -10,11 +10,13 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from typing import TypeAlias
 
+from fabric import config as configuration
 from fabric.config import ENDPOINT
 from fabric.errors import ConfigError, Taken
 from fabric.ipam.types import Address, Prefix
@@ -23,11 +25,13 @@ from fabric.kernel.facts import HostAddress
 from fabric.kernel.routes import NetlinkFib
 from fabric.model.bgp import BGPConfiguration, BGPPeer
 from fabric.model.clusterinformation import ClusterInformation
+from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.ops import findings, managers, resources, supervise
 from fabric.ops.findings import Cluster, Finding, Host, Severity
+from fabric.plan.encap import Kind
 from fabric.plan.routes import Route
 from fabric.store.kv import KeyValueStore
 
@@ -52,14 +56,14 @@ async def read_host(asked: Cluster | None, root: Path = Path("/"), etcd: Iterabl
     """
     addresses = tuple(await facts.addresses())
     with NetlinkFib() as fib:
-        foreign, own = await fib.foreign_routes(), await fib.owned_routes()
+        own = await fib.owned_routes()
+    stands_on = await read_tunnels(asked or Cluster(), addresses)
     of_links = [name.format(link) for link in findings.uplinks(addresses) for name in _LINK_SYSCTLS]
     running = supervise.running() is not None
-    return Host(
-        addresses=addresses,
-        routes=_links(foreign),
+    return replace(
+        stands_on,
+        routes=_links(stands_on.foreign_routes),
         missing_features=await probe.missing_features(),
-        missing_tunnels=await probe.missing_tunnels(asked.tunnels if asked else frozenset()),
         tcp_md5=await probe.has_tcp_md5(),
         tools=frozenset(filter(shutil.which, (*findings.NODE_TOOLS, *findings.POLICY_TOOLS))),
         port_holders=() if running else tuple(await facts.listeners(findings.BGP_PORT)),
@@ -73,9 +77,30 @@ async def read_host(asked: Cluster | None, root: Path = Path("/"), etcd: Iterabl
         advertised_defaults=facts.advertised_defaults(),
         running=running,
         own_routes=tuple(own),
-        foreign_routes=tuple(foreign),
         etcd={endpoint: await _addresses_of(endpoint) for endpoint in etcd},
     )
+
+
+async def read_tunnels(asked: Cluster, addresses: Sequence[HostAddress] | None = None) -> Host:
+    """Read of this host, whose addresses may be known, only what the tunnels `asked` for stand on."""
+    with NetlinkFib() as fib:
+        foreign = await fib.foreign_routes()
+    holders = await facts.listeners(asked.vxlan_port, "udp") if "vxlan" in asked.tunnels else ()
+    return Host(
+        addresses=tuple(await facts.addresses() if addresses is None else addresses),
+        missing_tunnels=await _missing_tunnels(asked.tunnels),
+        vxlans=tuple(await facts.vxlans()),
+        vxlan_holders=tuple(holders),
+        foreign_routes=tuple(foreign),
+    )
+
+
+async def _missing_tunnels(asked: frozenset[Kind]) -> dict[Kind, str]:
+    """A kernel without IPIP is asked for VXLAN as well, which could take its place."""
+    missing = await probe.missing_tunnels(asked)
+    if "ipip" in missing and "vxlan" not in asked:
+        missing |= await probe.missing_tunnels({"vxlan"})
+    return missing
 
 
 async def routes() -> tuple[tuple[Prefix, str], ...]:
@@ -100,8 +125,10 @@ def _links(found: Iterable[Route]) -> tuple[tuple[Prefix, str], ...]:
     return tuple((route.key.prefix, hop.device or "") for route in found for hop in route.next_hops)
 
 
-async def read_cluster(kv: KeyValueStore) -> Cluster:
-    """Read what the datastore asks of a host; an object that cannot be read asks nothing.
+async def read_cluster(kv: KeyValueStore, node: str = "") -> Cluster:
+    """Read what the datastore asks of a host, which is `node` if it has joined.
+
+    An object that cannot be read asks nothing.
 
     Raises:
         StoreError: etcd did not answer.
@@ -109,8 +136,13 @@ async def read_cluster(kv: KeyValueStore) -> Cluster:
     made = (await resources.listing(kv, ClusterInformation, lookup("clusterinformation"))).resources
     peers = (await resources.listing(kv, BGPPeer, lookup("bgppeer"))).resources
     settings = (await resources.listing(kv, BGPConfiguration, lookup("bgpconfiguration"))).resources
+    nodes = (await resources.listing(kv, Node, lookup("node"))).resources
+    felix = (await resources.listing(kv, FelixConfiguration, lookup("felixconfiguration"))).resources
     return Cluster(
         pools=(await resources.listing(kv, IPPool, lookup("ippool"))).resources,
+        node=next((one for one in nodes if one.metadata.name == node), None),
+        far=tuple(a.ip for one in nodes if one.metadata.name != node for a in one.addresses),
+        felix=felix,
         born=made[0].metadata.creation_timestamp if made else None,
         passwords=any(p.spec.password for p in peers) or any(c.spec.node_mesh_password for c in settings),
     )
@@ -120,6 +152,11 @@ async def findings_here(asked: Cluster | None, node: str, etcd: Iterable[str]) -
     """Return all that is wrong with this host; before it has joined (`node` ""), also what a join could not choose."""
     host = await read_host(asked, etcd=etcd)
     return [*findings.judge(host, asked), *([] if node else findings.choices(host, asked))]
+
+
+def this_node() -> str:
+    """Return the name of the node that this host is; "" where it has not joined, or where only root may know."""
+    return "" if os.geteuid() else configuration.saved().node
 
 
 def need_root() -> None:

@@ -14,19 +14,23 @@ from enum import StrEnum
 from ipaddress import ip_network
 from typing import Any
 
+from fabric.ipam import assign
 from fabric.ipam.types import Address, Prefix
-from fabric.kernel.facts import Clock, HostAddress, Listener
+from fabric.kernel.facts import Clock, HostAddress, Listener, Vxlan
 from fabric.kernel.tables import NftEntry, Saved
+from fabric.model.felixconfiguration import VXLAN_PORT, VXLAN_VNI, ActingSettings, FelixConfiguration
 from fabric.model.ippool import IPPool
-from fabric.ops import firewall, managers
+from fabric.model.node import Node
+from fabric.ops import firewall, managers, tunnels
 from fabric.ops.firewall import Packet, Table
+from fabric.plan import asked, mtu
+from fabric.plan.encap import DEVICES, Kind, Pool
 from fabric.plan.links import is_ours
 from fabric.plan.routes import Route
 from fabric.plan.tables import PREFIX
+from policy.site import first, layers
 
 BGP_PORT = 179
-VXLAN_PORT = 4789
-MIN_MTU = 1280  # RFC 8200 §5
 MIN_NEIGHBOURS = 1024  # the kernel's own gc_thresh3
 DEFAULT_POOLS = ("192.168.0.0/16", *(f"172.{n}.0.0/16" for n in range(16, 32)))  # as Calico picks one
 
@@ -39,6 +43,7 @@ DAEMONS = ("NetworkManager", "systemd-networkd", "firewalld")
 _NOT_UPLINKS = re.compile(
     r"(docker|cbr|dummy|virbr|lxcbr|veth|cali|tunl|flannel|kube-ipvs|cni|vxlan|br-).*|lo"
 )
+NO_WAY_OUT = DEVICES | {"lo"}
 # Links on which a pool's own addresses are: ours, and Calico's on a host that it serves as well.
 _CARRIES_POOLS = re.compile(r"(cali|tunl|vxlan|wireguard).*")
 
@@ -58,6 +63,8 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1004": (_E, "a tool that enforcing policies runs is missing"),
     "FAB1005": (_E, "the kernel cannot authenticate BGP sessions"),
     "FAB1101": (_E, f"port {BGP_PORT} is in use"),
+    "FAB1102": (_E, "the VXLAN port is in use"),
+    "FAB1103": (_E, "the VNI is in use"),
     "FAB1201": (_W, "the clock is not synchronised"),
     "FAB1202": (_E, "the clock is wrong"),
     "FAB1301": (_W, "strict reverse-path filtering on an uplink"),
@@ -78,6 +85,9 @@ CATALOGUE: Mapping[str, tuple[Severity, str]] = {
     "FAB1603": (_W, "a pool covers a network of this host"),
     "FAB1604": (_W, "the uplinks have different MTUs"),
     "FAB1605": (_W, "an uplink's MTU is too small for IPv6"),
+    "FAB1606": (_E, "a pool covers a subnet of this host"),
+    "FAB1607": (_E, "the node has no address for a pool's tunnels"),
+    "FAB1608": (_E, "the MTU left to a pool is below its family's minimum"),
     "FAB1701": (_E, "the datastore does not answer"),
     "FAB1702": (_E, "etcd is reached by a route from BGP"),
     "FAB1703": (_W, "an etcd endpoint is inside a pool"),
@@ -125,7 +135,9 @@ class Host:
     Attributes:
         routes: prefix and link of those that are not ours and not a default route.
         tools: the commands that were found.
+        missing_tunnels: of the kinds that pools ask for, what the kernel said; of VXLAN too where it has no IPIP.
         port_holders: who has the BGP port, apart from a node of ours that runs.
+        vxlan_holders: who has the UDP port of the VXLAN.
         sysctls: by name with slashes; absent ones are left out.
         files: NetworkManager's, systemd-networkd's and nftables.service's, path to text.
         own_routes: those of the main table that a node of ours made.
@@ -137,10 +149,12 @@ class Host:
     addresses: tuple[HostAddress, ...] = ()
     routes: tuple[tuple[Prefix, str], ...] = ()
     missing_features: tuple[str, ...] = ()
-    missing_tunnels: tuple[str, ...] = ()
+    missing_tunnels: Mapping[Kind, str] = field(default_factory=dict)
     tcp_md5: bool = True
     tools: frozenset[str] = frozenset({*NODE_TOOLS, *POLICY_TOOLS})
     port_holders: tuple[Listener, ...] = ()
+    vxlans: tuple[Vxlan, ...] = ()
+    vxlan_holders: tuple[Listener, ...] = ()
     clock: Clock = _SOUND_CLOCK
     now: datetime = _FAR
     sysctls: Mapping[str, str] = field(default_factory=dict)
@@ -157,22 +171,45 @@ class Host:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the datastore asks of a host; `born` is None before there is a cluster."""
+    """What the datastore asks of a host.
+
+    `born` is None before there is a cluster, `node` before the host has joined; `far` are the other nodes' addresses.
+    """
 
     pools: tuple[IPPool, ...] = ()
     born: datetime | None = None
     passwords: bool = False
+    node: Node | None = None
+    far: tuple[Address, ...] = ()
+    felix: tuple[FelixConfiguration, ...] = ()
 
     @property
-    def tunnels(self) -> frozenset[str]:
-        """ "IPIP" and "VXLAN", those that a pool asks for."""
-        specs = [pool.spec for pool in self.pools]
-        return frozenset(
-            [
-                *("IPIP" for s in specs if s.ipip_mode != "Never"),
-                *("VXLAN" for s in specs if s.vxlan_mode != "Never"),
-            ]
-        )
+    def own_pools(self) -> tuple[Pool, ...]:
+        """What those ask for that select the node, and give its containers addresses."""
+        labels = self.node.metadata.labels if self.node else {}
+        return tuple(asked.pool(one) for one in self.pools if _holds(one) and assign.selects(one, labels))
+
+    @property
+    def tunnels(self) -> frozenset[Kind]:
+        """The kinds that pools ask of the node."""
+        return tunnels.kinds(self.own_pools)
+
+    @property
+    def vxlan_port(self) -> int:
+        return first(self._settings(), lambda s: s.vxlan_port, VXLAN_PORT)
+
+    @property
+    def vxlan_vni(self) -> int:
+        return first(self._settings(), lambda s: s.vxlan_vni, VXLAN_VNI)
+
+    def _settings(self) -> tuple[ActingSettings, ...]:
+        own = self.node.metadata if self.node else None
+        return layers(own.name if own else "", own.labels if own else None, self.felix)
+
+
+def _holds(pool: IPPool) -> bool:
+    """Whether containers have addresses of it."""
+    return "LoadBalancer" not in pool.spec.allowed_uses
 
 
 def candidates(addresses: Iterable[HostAddress], version: int) -> list[HostAddress]:
@@ -201,13 +238,21 @@ def judge(host: Host, cluster: Cluster | None) -> list[Finding]:
     return [
         *_kernel(host, known),
         *_port(host.port_holders),
+        *_vxlan(host, known),
         *_clock(host, known),
         *_sysctls(host, known),
         *_firewall(host, cluster),
         *_managers(host),
         *_networks(host, known),
+        *_ends(host, known),
+        *_room(host, known),
         *_way_to_etcd(host, known),
     ]
+
+
+def of_tunnels(host: Host, cluster: Cluster) -> list[Finding]:
+    """Return, of everything, what is wrong with this host's part in the tunnels, beside what its kernel lacks."""
+    return [*_vxlan(host, cluster), *_room(host, cluster)]
 
 
 def choices(host: Host, cluster: Cluster | None) -> list[Finding]:
@@ -231,12 +276,8 @@ def unreachable(why: str) -> Finding:
 def _kernel(host: Host, cluster: Cluster) -> Iterator[Finding]:
     for missing in host.missing_features:
         yield Finding("FAB1001", missing, "use a kernel that has it")
-    for missing in host.missing_tunnels:
-        kind = missing.partition(":")[0]
-        pools = ", ".join(p.metadata.name for p in cluster.pools if kind in Cluster((p,)).tunnels)
-        module = kind.lower()
-        cure = f"load the module (modprobe {module}), use a kernel that has it, or set {module}Mode: Never on the pool"
-        yield Finding("FAB1002", f"{missing}; asked for by pool {pools}", cure)
+    for trouble in tunnels.of_kernel(cluster.own_pools, host.missing_tunnels):
+        yield Finding(*trouble)
     for id_, tools in (("FAB1003", NODE_TOOLS), ("FAB1004", POLICY_TOOLS)):
         for tool, package in tools.items():
             if tool not in host.tools:
@@ -251,6 +292,12 @@ def _port(holders: Iterable[Listener]) -> Iterator[Finding]:
         who = f"held by {holder.name or 'a process'} (pid {holder.pid or 'unknown'})"
         cure = "stop it, or let it peer from another host: two BGP daemons cannot share the port"
         yield Finding("FAB1101", who, cure)
+
+
+def _vxlan(host: Host, cluster: Cluster) -> Iterator[Finding]:
+    held = (host.vxlans, host.vxlan_holders)
+    for trouble in tunnels.of_port(cluster.own_pools, cluster.vxlan_vni, cluster.vxlan_port, *held):
+        yield Finding(*trouble)
 
 
 def _clock(host: Host, cluster: Cluster) -> Iterator[Finding]:
@@ -287,20 +334,23 @@ def _sysctls(host: Host, cluster: Cluster) -> Iterator[Finding]:
     if limit and count >= 0.9 * limit:
         cause = f"{count} of {limit} entries are in use; new connections are dropped when it is full"
         yield Finding("FAB1304", cause, "raise net/netfilter/nf_conntrack_max in /etc/sysctl.d")
-    if any(pool.spec.cidr.version == 6 for pool in cluster.pools):
+    if host.running and any(pool.spec.cidr.version == 6 for pool in cluster.pools):
         for link in sorted(host.advertised_defaults):
             name = f"net/ipv6/conf/{link}/accept_ra"
             if read(name) == "1":
-                cause = f"{name} = 1: a host that forwards IPv6, as a node does, then heeds no router advertisement"
-                yield Finding("FAB1305", cause, f"set {name} = 2 in /etc/sysctl.d, then `sysctl --system`")
+                cause = (
+                    f"{name} = 1, set back by somebody: a host that forwards IPv6 heeds no advertisement then"
+                )
+                yield Finding("FAB1305", cause, f"set {name} = 2, and take the 1 out of /etc/sysctl.d")
 
 
 def _firewall(host: Host, cluster: Cluster | None) -> Iterator[Finding]:
     filters = [firewall.from_iptables(s.text, f"{_tool(s)} filter table", s.version) for s in host.saved]
     filters += firewall.from_nft(host.native)
-    tunnels = {"IPIP": Packet("ipencap"), "VXLAN": Packet("udp", VXLAN_PORT)}
+    port = cluster.vxlan_port if cluster else VXLAN_PORT
+    carriers: dict[Kind, Packet] = {"ipip": Packet("ipencap"), "vxlan": Packet("udp", port)}
     if cluster:
-        tunnels = {kind: packet for kind, packet in tunnels.items() if kind in cluster.tunnels}
+        carriers = {kind: packet for kind, packet in carriers.items() if kind in cluster.tunnels}
     # Where our rules are, or will be, they accept what policy allows ahead of the host's own, such as Docker's.
     yielding = {f"{_tool(s)} filter table" for s in host.saved if s.backend == _own_backend(host.saved)}
     for table in filters:
@@ -313,11 +363,11 @@ def _firewall(host: Host, cluster: Cluster | None) -> Iterator[Finding]:
             cure = f"accept tcp port {BGP_PORT} from and to the peers ahead of it"
             yield Finding("FAB1402", f"{stopped} stops every new session (tcp port {BGP_PORT})", cure)
     for table in filters:
-        for kind, packet in tunnels.items():
+        for kind, packet in carriers.items():
             what = f"udp port {packet.port}" if packet.port else "protocol 4"
-            for stopped in _blocked(host, table, packet) if kind == "VXLAN" or 4 in table.versions else ():
+            for stopped in _blocked(host, table, packet) if kind == "vxlan" or 4 in table.versions else ():
                 cure = f"accept {what} from and to the other nodes ahead of it"
-                yield Finding("FAB1403", f"{stopped} stops every {kind} packet ({what})", cure)
+                yield Finding("FAB1403", f"{stopped} stops every {kind.upper()} packet ({what})", cure)
     yield from _mixed(host.saved)
     for name, does, cure in managers.firewalls(host.daemons, host.files, [s.text for s in host.saved]):
         yield Finding("FAB1405", f"{name}: {does}", cure)
@@ -405,35 +455,61 @@ def _write(snippet: tuple[str, str], then: str) -> str:
 
 
 def _networks(host: Host, cluster: Cluster) -> Iterator[Finding]:
-    for pool in cluster.pools:
-        for prefix, link in _own_networks(host, pool.spec.cidr):
-            cause = f"pool {pool.metadata.name} ({pool.spec.cidr}) meets {prefix} on {link}"
-            cure = "disable the pool and add one elsewhere: addresses of the two cannot be told apart here"
-            yield Finding("FAB1603", cause, cure)
-    mtus = {a.link: a.mtu for version in (4, 6) for a in candidates(host.addresses, version)}
+    subnets = {a.address.network: a.link for a in host.addresses}
+    met = [(pool, *at) for pool in cluster.pools for at in _own_networks(host, subnets, pool.spec.cidr)]
+    at_odds = [prefix in subnets and _holds(pool) and not pool.spec.disabled for pool, prefix, _ in met]
+    for (pool, prefix, link), _ in filter(lambda one: not one[1], zip(met, at_odds, strict=True)):
+        cure = "disable the pool and add one elsewhere: addresses of the two cannot be told apart here"
+        yield Finding("FAB1603", _meets(pool, prefix, link), cure)
+    mtus = _mtus(host)
     if len(set(mtus.values())) > 1:
-        cause = (
-            f"{', '.join(f'{link} {mtu}' for link, mtu in sorted(mtus.items()))}; containers get the smallest"
-        )
+        sizes = ", ".join(f"{link} {size}" for link, size in sorted(mtus.items()))
+        cause = f"{sizes}; containers get the smallest of those in use"
         yield Finding("FAB1604", cause, "give them one MTU")
-    for link, mtu in sorted(mtus.items()):
-        if mtu < MIN_MTU:
+    for link, size in sorted(mtus.items()):
+        if size < (least := tunnels.MIN_MTU[6]):
             yield Finding(
-                "FAB1605", f"{link} has {mtu}, IPv6 needs {MIN_MTU}", f"`ip link set {link} mtu 1500`"
+                "FAB1605", f"{link} has {size}, IPv6 needs {least}", f"`ip link set {link} mtu 1500`"
             )
+    for (pool, prefix, link), _ in filter(lambda one: one[1], zip(met, at_odds, strict=True)):
+        cure = "name another prefix, or disable the pool and add one elsewhere: a container could get a host's address"
+        yield Finding("FAB1606", _meets(pool, prefix, link), cure)
 
 
-def _own_networks(host: Host, pool: Prefix) -> Iterator[tuple[Prefix, str]]:
+def _meets(pool: IPPool, prefix: Prefix, link: str) -> str:
+    return f"pool {pool.metadata.name} ({pool.spec.cidr}) meets {prefix} on {link}"
+
+
+def _mtus(host: Host) -> dict[str, int]:
+    return {a.link: a.mtu for version in (4, 6) for a in candidates(host.addresses, version)}
+
+
+def _own_networks(host: Host, subnets: Mapping[Prefix, str], pool: Prefix) -> Iterator[tuple[Prefix, str]]:
     """The host's subnets that meet `pool`, and what it routes inside it by a link that carries no pool.
 
     A route around the pool, such as a default or a summary, leads out: the pool's own are narrower and win.
     """
-    subnets: dict[Prefix, str] = {a.address.network: a.link for a in host.addresses}
     routed = {prefix: link for prefix, link in host.routes if prefix.prefixlen >= pool.prefixlen}
-    for prefix, link in (routed | subnets).items():
+    for prefix, link in {**routed, **subnets}.items():
         meets = prefix.version == pool.version and prefix.overlaps(pool)
         if meets and not is_ours(link) and not _CARRIES_POOLS.fullmatch(link):
             yield prefix, link
+
+
+def _ends(host: Host, cluster: Cluster) -> Iterator[Finding]:
+    own = cluster.node
+    has = {a.version for a in own.addresses} if own else {v for v in (4, 6) if candidates(host.addresses, v)}
+    for trouble in tunnels.of_ends(cluster.own_pools, has):
+        yield Finding(*trouble)
+
+
+def _room(host: Host, cluster: Cluster) -> Iterator[Finding]:
+    links = {a.link: a.mtu for a in host.addresses if a.up and not (is_ours(a.link) or a.link in NO_WAY_OUT)}
+    smallest = min(_mtus(host).values(), default=0)
+    least = mtu.egress(host.foreign_routes, links, cluster.far, smallest)
+    link = min((name for name, size in links.items() if size == least), default="")
+    for trouble in tunnels.of_room(cluster.own_pools, link, least) if link else ():
+        yield Finding(*trouble)
 
 
 def _way_to_etcd(host: Host, cluster: Cluster) -> Iterator[Finding]:

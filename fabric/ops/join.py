@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fabric import config as configuration
 from fabric.errors import ConfigError, Taken
@@ -44,7 +44,10 @@ class Peer:
 
 @dataclass(frozen=True)
 class Request:
-    """What `node join` asks for; `ip` is "auto" or an address of this host, `etcd` has the endpoints."""
+    """What `node join` asks for; `ip` is "auto" or an address of this host, `etcd` has the endpoints.
+
+    Without `bgp` the node has no session.
+    """
 
     name: str
     etcd: tuple[str, ...] = ()
@@ -53,6 +56,7 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=dict)
     peers: tuple[Peer, ...] = ()
     pools: tuple[Prefix, ...] = ()
+    bgp: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,6 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
         raise ConfigError(f"{own_key}: cannot be read: {why}; nothing was changed; mend or delete it first")
     _check_host_is_free(request.name)
     addresses = await facts.addresses()
-    warnings = [*nodes.warnings, *await _check(kv, request.etcd)]
     address = check.choose_address(
         request.ip, addresses, 4 if _has(addresses, 4) or request.ip != "auto" else 6
     )
@@ -89,13 +92,16 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
     for node in nodes.resources:
         check.claim_problems(request.name, node_id, address, node, ID_ANNOTATION)
     pools = await resources.pools(kv)
-    warnings += _unused_pools(request, pools)
     cluster = await _cluster(request, pools, addresses)
     stored = next((node for node in nodes.resources if node.metadata.name == request.name), None)
     changes = [node_tree(request, node_id, address, addresses, stored)]
     changes += [peer_tree(request.name, node_id, peer) for peer in request.peers]
-    for tree in changes:
-        _resource(tree)  # refuses a bad name or label before anything is written
+    wanted = [_merged(tree, stored if tree["kind"] == "Node" else None) for tree in changes]
+    warnings = [
+        *nodes.warnings,
+        *await _check(kv, request.etcd, [*cluster, *wanted]),
+        *_unused_pools(request, pools),
+    ]
     _remember_id(node_id)
     made = [*await founding.found(kv), *[r for r in cluster if await change.create_if_absent(kv, r)]]
     done = [f"{r.kind} {r.metadata.name}: created" for r in made]
@@ -106,18 +112,21 @@ async def register(request: Request, kv: KeyValueStore) -> Registered:
 
 async def _write(kv: KeyValueStore, tree: Tree, node_id: str) -> list[str]:
     """Merge `tree` into what is stored; the check for another's name is repeated on what is replaced."""
-    wanted = _resource(tree)
+    wanted = _merged(tree, None)
 
     def merged(stored: Resource | None) -> Resource:
-        if stored is None:
-            return wanted
         if isinstance(stored, Node):
             check.name_problem(stored, node_id, ID_ANNOTATION)
-        result = _resource(merge_patch(as_tree(stored), tree))
-        return stored if as_tree(result) == as_tree(stored) else result
+        result = _merged(tree, stored)
+        return stored if stored and as_tree(result) == as_tree(stored) else result
 
     verb = (await change.change(kv, resources.key_of(wanted), merged)).verb
     return [] if verb == "unchanged" else [f"{wanted.kind} {wanted.metadata.name}: {verb}"]
+
+
+def _merged(tree: Tree, stored: Resource | None) -> Resource:
+    """Return `stored` with what `tree` says, a null of which removes; a bad name or label is refused."""
+    return _resource(merge_patch(as_tree(stored) if stored else {}, tree))
 
 
 def _has(addresses: list[HostAddress], version: int) -> bool:
@@ -148,9 +157,12 @@ def _check_host_is_free(name: str) -> None:
         )
 
 
-async def _check(kv: KeyValueStore, etcd: Sequence[str]) -> list[str]:
-    """Return warnings; raise for everything that is in the way."""
-    cluster = await check.read_cluster(kv)
+async def _check(kv: KeyValueStore, etcd: Sequence[str], made: Sequence[Resource]) -> list[str]:
+    """Return warnings; raise for everything that is in the way, once what is `made` stands as well."""
+    node = next((one for one in made if isinstance(one, Node)), None)
+    cluster = await check.read_cluster(kv, node.metadata.name if node else "")
+    pools = tuple(one for one in made if isinstance(one, IPPool))
+    cluster = replace(cluster, pools=(*cluster.pools, *pools), node=node)
     return check.refuse(findings.judge(await check.read_host(cluster, etcd=etcd), cluster))
 
 
@@ -197,7 +209,12 @@ def node_tree(
     }
     if request.as_number is not None:
         bgp["asNumber"] = request.as_number
-    metadata: Tree = {"annotations": {ID_ANNOTATION: node_id}}
+    said: dict[str, str | None] = {ID_ANNOTATION: node_id}
+    if not request.bgp:
+        said[extensions.BGP] = "off"
+    elif stored and extensions.BGP in stored.metadata.annotations:
+        said[extensions.BGP] = None
+    metadata: Tree = {"annotations": said}
     if request.labels:
         metadata["labels"] = dict(request.labels)
     spec: Tree = {"bgp": bgp, "interfaces": interfaces(addresses, stored)}

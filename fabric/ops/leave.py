@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
 from fabric.ipam.config import IPAMConfig
 from fabric.ipam.records import Affinity, Handle, affinity_from_json, handle_from_json
-from fabric.ipam.types import Prefix
+from fabric.ipam.types import Address, Prefix
 from fabric.ipam.view import Change, Stored, View, after
 from fabric.kernel import sysctls
 from fabric.kernel.conntrack import NetlinkConntrack
@@ -40,12 +40,15 @@ from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
 from fabric.kernel.routes import NetlinkFib
 from fabric.kernel.tables import BACKENDS, KernelTables
+from fabric.kernel.tunnels import NetlinkTunnels
 from fabric.model.bgp import BGPPeer
 from fabric.model.kinds import lookup
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.ops import resources, supervise
 from fabric.ops.join import ID_ANNOTATION
 from fabric.plan.endpoints import is_handle_of
+from fabric.plan.links import is_ours
+from fabric.plan.routes import Route
 from fabric.plan.tables import VERSIONS, Place, clear
 from fabric.store import cache, cluster, ipam, keys
 from fabric.store.cache import Journal
@@ -252,7 +255,8 @@ async def sweep(record: Path) -> list[str]:
     """
     lines, refused = [], []
     with NetlinkFib() as fib:
-        for route in await fib.owned_routes():
+        routes = await fib.owned_routes()
+        for route in routes:
             try:
                 await fib.delete(route.key)
                 lines.append(f"route {route.key.prefix}: removed")
@@ -265,6 +269,18 @@ async def sweep(record: Path) -> list[str]:
         lines += [f"link {name}: removed" for name in names]
     except DataplaneError as err:
         refused.append(str(err))
+    tunnels = NetlinkTunnels()
+    try:
+        ends = [held.tunnel.name for held in await tunnels.owned()]
+    except DataplaneError as err:
+        ends = []
+        refused.append(str(err))
+    for name in ends:
+        try:
+            await tunnels.remove(name)
+            lines.append(f"tunnel {name}: removed")
+        except DataplaneError as err:
+            refused.append(str(err))
     try:
         # Before the rules go, which say what this host forwards.
         lines += [f"sysctl {name}: put back" for name in await sysctls.restore(record)]
@@ -284,13 +300,27 @@ async def sweep(record: Path) -> list[str]:
             except DataplaneError as err:
                 refused.append(str(err))
         try:
+            gone = _containers(routes)
+            flows = await conntrack.flows(gone, CUT)
             # Nobody asks for it any more; an agent that comes back must not find connections cut that it allows.
-            await conntrack.set_mark(await conntrack.flows(frozenset(), CUT), 0, CUT)
+            await conntrack.set_mark([flow for flow in flows if flow.mark & CUT], 0, CUT)
+            # Those to a published port go on, else, to where its container was.
+            led = (flow for flow in flows if flow.reply.source != flow.original.destination)
+            await conntrack.forget([flow for flow in led if flow.reply.source in gone])
         except DataplaneError as err:
             refused.append(str(err))
     if refused:
         raise FabricError("left over on this host:\n  " + "\n  ".join(refused))
     return lines
+
+
+def _containers(routes: Iterable[Route]) -> frozenset[Address]:
+    """Return the addresses that are routed to containers by `routes`."""
+    return frozenset(
+        route.key.prefix.network_address
+        for route in routes
+        if any(hop.device and is_ours(hop.device) for hop in route.next_hops)
+    )
 
 
 async def _sweep_rules(tables: KernelTables) -> list[str]:

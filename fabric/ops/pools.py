@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from ipaddress import ip_interface
 
 from fabric.errors import ConfigError, Conflict, FabricError
 from fabric.ipam import block as blocks
@@ -22,6 +23,7 @@ from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
 from fabric.ops import resources
+from fabric.plan.encap import DEVICES
 from fabric.store import ipam, keys
 from fabric.store.kv import Delete, Guard, KeyValueStore, Put, Txn, Unwritten
 
@@ -29,7 +31,7 @@ ROUNDS = 5  # of releasing blocks, where nodes claim more meanwhile
 MOMENT = 0.5  # seconds for allocations that were decided before the pool was disabled
 
 # Their addresses are out of pools: they are ours or Calico's, and no subnet of the host.
-_TUNNELS = frozenset({"tunl0", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali"})
+_TUNNELS = DEVICES | {"vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali"}
 
 
 async def read(kv: KeyValueStore) -> View:
@@ -118,8 +120,13 @@ async def host_subnets() -> list[tuple[str, Prefix]]:
 
 
 async def node_subnets(kv: KeyValueStore) -> list[tuple[str, Prefix]]:
-    """Return the subnets that nodes say they are in, each with its node."""
-    found: list[tuple[str, Prefix]] = []
+    """Return the subnets that nodes say they are in, each with its node, and the interface where that is said."""
+    found: dict[tuple[str, Prefix], str] = {}
     for node in (await resources.listing(kv, Node, lookup("node"))).resources:
-        found += [(f"node {node.metadata.name}", held.network) for held in node.addresses]
-    return found
+        name = node.metadata.name
+        found |= {(name, held.network): f"node {name}" for held in node.addresses}
+        for link in node.spec.interfaces:
+            for text in link.addresses:
+                with suppress(ValueError):  # it may be any text, and is others' to write
+                    found[name, ip_interface(text).network] = f"interface {link.name} of node {name}"
+    return [(where, subnet) for (_, subnet), where in found.items()]

@@ -7,7 +7,7 @@ once every change of one command is made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 
@@ -16,20 +16,23 @@ from fabric.ipam.pools import HostPrefix, in_use, refusals
 from fabric.ipam.view import View
 from fabric.model import kinds
 from fabric.model.base import Resource, tree
-from fabric.model.effects import WHOLE, effect, not_used
+from fabric.model.effects import KEPT, WHOLE, not_used
 from fabric.model.hostendpoint import HostEndpoint
 from fabric.model.ipamconfiguration import IPAMConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.tier import BUILT_IN
 from fabric.model.workloadendpoint import WorkloadEndpoint
-from fabric.ops import pools, resources
-from fabric.ops.change import NAMED, Change, Step, Verb
+from fabric.ops import pools, refuse_tunnels, resources
+from fabric.ops.change import Change, Step, Verb, some
+from fabric.ops.refuse_tunnels import Here
+from fabric.plan import publish
 from fabric.store import keys
 from fabric.store.kv import KeyValueStore
 
 POLICIES = tuple(kind for kind in kinds.KINDS if kind.name.endswith("NetworkPolicy"))
 
+_ANNOTATIONS = "metadata.annotations."  # and behind it a key, which has dots of its own
 _POLICY_KINDS = frozenset(kind.name for kind in POLICIES)
 
 
@@ -39,6 +42,7 @@ async def refuse(
     host: Sequence[HostPrefix] = (),
     refusals: Sequence[FabricError] = (),
     changes: Sequence[Change] = (),
+    here: Here | None = None,
 ) -> list[str]:
     """Return what to warn of before `steps` are carried out, a line each.
 
@@ -46,6 +50,7 @@ async def refuse(
         host: the subnets of this host, each with its interface.
         refusals: what is to be refused already, to be told with the rest.
         changes: all that the command asks for, what is refused already too.
+        here: the node that this host is.
 
     Raises:
         ConfigError: with everything that must not be done, a line each; nothing was written.
@@ -56,6 +61,8 @@ async def refuse(
         *_unstorable(steps),
         *await _tiers(kv, steps, {c.name for c in changes if c.kind == "Tier" and c.decide}),
         *await _pools(kv, steps, host),
+        *await refuse_tunnels.refusals(kv, steps, here),
+        *await _ports(kv, steps),
     ]
     if problems:
         joint = "; " if len(problems) == 1 else "\n"
@@ -157,6 +164,33 @@ def _pool(step: Step, why: str) -> str:
     return step.change.told(("spec", field), value, rule)
 
 
+async def _ports(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+    """A port that a workload publishes can be had, and is no other workload's on its node."""
+    written = {
+        step.change.what: (step.change, step.after)
+        for step in steps
+        if _writes(step) and isinstance(step.after, WorkloadEndpoint) and publish.of(step.after)
+    }
+    if not written:
+        return []
+    found = (await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))).resources
+    stored: dict[str, Resource | None] = {resources.key_of(one): one for one in found}
+    changed = {step.change.key: step.after for step in steps if step.change.kind == "WorkloadEndpoint"}
+    told = []
+    for node, change in {endpoint.spec.node: change for change, endpoint in written.values()}.items():
+        was, wrong = _unpublished(stored, node), _unpublished({**stored, **changed}, node)
+        for name, why in wrong.items():
+            own = f"{written[name][0]}: spec.ports" if name in written else f"{change}: {name}"
+            told += [f"{own}: {why}"] if was.get(name) != why else []
+    return told
+
+
+def _unpublished(endpoints: Mapping[str, Resource | None], node: str) -> Mapping[str, str]:
+    """Return what the endpoints of `node` cannot publish, by name, and why."""
+    there = [one for one in endpoints.values() if isinstance(one, WorkloadEndpoint) and one.spec.node == node]
+    return publish.published(there)[1]
+
+
 async def _pools_in_use(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
     # One that cannot be read is not looked at: to delete it is how that is mended.
     gone = [(step, step.before) for step in _deleted(steps, "IPPool") if isinstance(step.before, IPPool)]
@@ -233,18 +267,14 @@ def _not_used(steps: Sequence[Step]) -> Iterator[str]:
         for path in not_used(step.after) if step.after else ():
             if path == WHOLE or _at(step.before, path) != _at(step.after, path):
                 named.setdefault((step.change.kind, path), []).append(str(step.change))
-    for (kind, path), names in named.items():
-        yield ": ".join(filter(None, (some(names, 1), path, effect(kind, path))))
+    for (_, path), names in named.items():
+        yield ": ".join(filter(None, (some(names, 1), path, KEPT)))
 
 
 def _at(resource: Resource | None, path: str) -> object:
+    if resource and path.startswith(_ANNOTATIONS):
+        return resource.metadata.annotations.get(path.removeprefix(_ANNOTATIONS))
     value: object = tree(resource) if resource else None
     for step in path.split("."):
         value = value.get(step) if isinstance(value, dict) else None
     return value
-
-
-def some(names: Iterable[str], most: int = NAMED) -> str:
-    """Return names for a message, the first `most` and how many more there are."""
-    found = list(names)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")

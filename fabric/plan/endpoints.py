@@ -8,7 +8,9 @@ from ipaddress import ip_network
 
 from fabric.model import extensions
 from fabric.model.workloadendpoint import WorkloadEndpoint, name_of
+from fabric.plan import publish
 from fabric.plan.links import Address, Veth
+from fabric.plan.mtu import Mtus
 from fabric.plan.routes import NextHop, Route, RouteKey
 
 NETNS_ANNOTATION = extensions.NETNS  # where the container is on its node; Calico has no field for it
@@ -31,7 +33,7 @@ def is_handle_of(node: str, handle: str) -> bool:
     )
 
 
-def veth(endpoint: WorkloadEndpoint, mtu: int) -> Veth | None:
+def veth(endpoint: WorkloadEndpoint, mtus: Mtus) -> Veth | None:
     """Return the link of `endpoint`, or None where it has none of ours (another agent made it)."""
     netns = endpoint.metadata.annotations.get(NETNS_ANNOTATION)
     if not netns or not endpoint.spec.mac or not endpoint.spec.interface_name:
@@ -42,7 +44,8 @@ def veth(endpoint: WorkloadEndpoint, mtu: int) -> Veth | None:
         interface=endpoint.spec.endpoint,
         mac=endpoint.spec.mac,
         addresses=tuple(prefix.network_address for prefix in endpoint.spec.ip_networks),
-        mtu=mtu,
+        mtus=mtus,
+        localnet=publish.localnet(endpoint),
     )
 
 

@@ -5,7 +5,8 @@ fixed MAC. There is no bridge; the host end routes. Same shape as `fabric.plan.r
 pure `plan`, a thin `apply`, a Protocol where the kernel begins.
 
 Ownership: a link is ours if it is a veth whose name `is_ours`. Only the host end is read back, and
-it goes up last of all: one that is down was left half-made, or was changed by hand, and is repaired.
+it goes up last of all: one that is down was left half-made, or was changed by hand, and is repaired. What its other
+end was given is in its alias: nothing of a container is seen from the host.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol, TypeAlias
 
 from fabric.errors import DataplaneError
+from fabric.plan.mtu import Mtus
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Neighbour: TypeAlias = tuple[Address, str]
@@ -35,7 +38,7 @@ class Veth:
     """One link as it should be.
 
     `name` is the host end's. `mac`, `addresses` and `interface` are the container end's; `netns` is
-    a path. `mtu` is given to both ends when the link is made, and not changed under a running container.
+    a path. `localnet` lets the host end carry packets that were for 127.0.0.0/8 before NAT.
     """
 
     name: str
@@ -43,12 +46,35 @@ class Veth:
     interface: str
     mac: str
     addresses: tuple[Address, ...]
-    mtu: int
+    mtus: Mtus
+    localnet: bool = False
 
     @property
     def neighbours(self) -> frozenset[Neighbour]:
         """The permanent entries of the host end."""
         return frozenset((address, self.mac) for address in self.addresses)
+
+    @property
+    def mtu(self) -> int:
+        """That of both ends: the larger of what its families need."""
+        return _fitted(tuple([address.version for address in self.addresses]), self.mtus)[0]
+
+    def route_mtu(self, version: int) -> int:
+        """Return what the container's default route of that family holds packets to, 0 where the device's will do."""
+        mtu = self.mtus.of(version)
+        return mtu if mtu < self.mtu else 0
+
+    @property
+    def alias(self) -> str:
+        """The host end's, by which a restarted agent knows what the container's end was given."""
+        return _fitted(tuple([address.version for address in self.addresses]), self.mtus)[1]
+
+
+@lru_cache  # every pass asks it of all links
+def _fitted(versions: tuple[int, ...], mtus: Mtus) -> tuple[int, str]:
+    needs = {version: mtus.of(version) for version in sorted(versions)}
+    noted = (f"mtu{version}={need}" for version, need in needs.items())
+    return max(needs.values(), default=max(mtus)), " ".join(["fab", *noted])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +87,9 @@ class HostLink:
     mac: str
     neighbours: frozenset[Neighbour]
     sysctls: bool
+    mtu: int
+    alias: str
+    localnet: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +156,26 @@ def _digest(namespace: str, workload: str) -> str:
     return hashlib.sha1(f"{namespace}/{workload}".encode(), usedforsecurity=False).hexdigest()
 
 
+def noted_mtus(alias: str) -> dict[int, int]:
+    """Return what `Veth.alias` says, by family; nothing of an alias that is not ours."""
+    return {int(version): int(mtu) for version, mtu in re.findall(r"\bmtu([46])=(\d+)", alias)}
+
+
+def as_made(veth: Veth, index: int = 0) -> HostLink:
+    """Return the host end of `veth` as it is read back once `Links.create` has returned."""
+    return HostLink(
+        name=veth.name,
+        index=index,
+        up=True,
+        mac=HOST_MAC,
+        neighbours=veth.neighbours,
+        sysctls=True,
+        mtu=veth.mtu,
+        alias=veth.alias,
+        localnet=veth.localnet,
+    )
+
+
 def plan(
     desired: Mapping[str, Veth],
     actual: Mapping[str, HostLink],
@@ -151,7 +200,15 @@ def plan(
 def _step(veth: Veth, link: HostLink | None) -> Create | Repair | None:
     if link is None:
         return Create(veth)
-    sound = link.up and link.sysctls and link.mac == HOST_MAC and link.neighbours == veth.neighbours
+    # Field by field: to make the HostLink that it should be takes three times as long, and every pass asks of all.
+    sound = (
+        link.up
+        and link.sysctls
+        and link.mac == HOST_MAC
+        and link.localnet == veth.localnet
+        and (link.mtu, link.alias) == (veth.mtu, veth.alias)
+        and link.neighbours == veth.neighbours
+    )
     return None if sound else Repair(veth)
 
 

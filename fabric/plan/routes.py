@@ -97,17 +97,19 @@ def merge(
     *,
     workloads: Iterable[Route] = (),
     static: Iterable[Route] = (),
+    overlay: Iterable[Route] = (),
     bgp: Iterable[Route] = (),
     blackholes: Iterable[Route] = (),
 ) -> RouteSet:
     """Return one route a prefix: the one of the best class, in the order of the parameters.
 
-    A local workload beats what peers say of its address, as does the static way to a peer, and a blackhole
-    only fills what nobody else claims. Two routes of one class for one prefix are somebody's mistake; the lower
-    next hop then wins, so that the result does not depend on the order in which they were heard.
+    A local workload beats what peers say of its address, as does the static way to a peer; so does what the datastore
+    says, which for an overlay is the source. A blackhole only fills what nobody else claims. Two routes of one class
+    for one prefix are somebody's mistake; the lower next hop then wins, so that the result does not depend on the
+    order in which they were heard.
     """
     chosen: dict[Prefix, Route] = {}
-    for source in (workloads, static, bgp, blackholes):
+    for source in (workloads, static, overlay, bgp, blackholes):
         best: dict[Prefix, Route] = {}
         for route in source:
             rival = best.setdefault(route.key.prefix, route)

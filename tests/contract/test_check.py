@@ -16,6 +16,7 @@ import pytest
 
 from fabric.config import Config
 from fabric.kernel import facts, probe
+from fabric.kernel.facts import Listener, Vxlan
 from fabric.ops import check
 from fabric.ops.findings import Cluster, Finding, judge
 from fabric.ops.managers import NETWORKD_SNIPPET, NM_SNIPPET
@@ -100,6 +101,27 @@ def test_who_holds_the_bgp_port_is_found(host: Namespace, address: str) -> None:
     assert "FAB1101" not in ids(host)
 
 
+def test_vxlan_devices_are_told_with_what_keeps_others_from_their_port(host: Namespace) -> None:
+    for name, words in (
+        ("a", "id 4096 dstport 4789 local 192.0.2.1 nolearning"),
+        ("b", "id 4096 dstport 4789 local 2001:db8::1"),
+        ("c", "external dstport 4790"),
+        ("d", "id 7 dstport 4791 gbp"),
+        ("e", "id 7 dstport 4792 udp6zerocsumrx"),
+    ):
+        host.ip("link", "add", f"vx-{name}", "type", "vxlan", *words.split())
+    assert host.run(facts.vxlans()) == [
+        Vxlan("vx-a", 4096, 4789, 4, shares=True),
+        Vxlan("vx-b", 4096, 4789, 6, shares=True),
+        Vxlan("vx-c", 0, 4790, 0, shares=False),
+        Vxlan("vx-d", 7, 4791, 4, shares=False),
+        Vxlan("vx-e", 7, 4792, 4, shares=False),
+    ]
+    host.ip("link", "set", "vx-a", "up")
+    assert host.run(facts.listeners(4789, "udp")) == [Listener(0, "")], "the kernel's own socket"
+    assert host.run(facts.listeners(4790, "udp")) == []
+
+
 @pytest.mark.parametrize(
     ("daemon", "snippet", "id_"),
     [("NetworkManager", NM_SNIPPET, "FAB1501"), ("systemd-networkd", NETWORKD_SNIPPET, "FAB1502")],
@@ -157,7 +179,7 @@ def test_what_the_pools_need_is_read_from_the_datastore(host: Namespace) -> None
     with EtcdServer() as etcd:
         etcd.ctl("put", "/calico/resources/v3/projectcalico.org/ippools/tunnels", json.dumps(pool))
         wanted = asyncio.run(_cluster(etcd.url))
-    assert wanted.tunnels == {"IPIP"}
+    assert wanted.tunnels == {"ipip"}
     told = judge(host.run(check.read_host(wanted)), wanted)
     assert "pool tunnels (192.0.2.0/24) meets 192.0.2.0/24 on eth0" in {finding.cause for finding in told}
 
@@ -188,4 +210,4 @@ def test_a_rule_that_the_kernel_does_not_know_is_named(
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     [said] = host.run(probe.missing_features())
-    assert "rule `-p tcp -m multiport --dports 80,443 -j RETURN`: Invalid argument" in said
+    assert "rule `-p tcp -m multiport --dports 80,443 -j RETURN` in table filter: Invalid argument" in said

@@ -272,22 +272,31 @@ def test_without_etcd_every_verb_fails_and_version_tells_at_least_its_own() -> N
 
 
 def test_what_is_stored_and_acts_on_nothing_is_warned_of_once_a_field(etcd: EtcdServer) -> None:
-    pools = "---".join(
-        POOL.replace("name: a", f"name: p{n}")
-        .replace("10.99", f"10.{n}")
-        .replace("spec: {", "spec: {ipipMode: Always, ")
+    tiers = "---".join(
+        f"""
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {{name: p{n}, annotations: {{fabricctl.io/import: safe}}}}
+spec: {{cidr: 10.{n}.0.0/16}}
+"""
         for n in range(3)
     )
-    tunnels = "gives nodes tunnel addresses; traffic is not tunnelled yet"
-    for told in ([f"warning: standard input:2: IPPool p0 and 2 more: spec.ipipMode: {tunnels}"], []):
-        code, _, err = fabricctl(etcd, "apply", "-f", "-", text=pools)
-        assert (code, [line for line in err.splitlines() if "ipipMode" in line]) == (0, told)
+    path = "metadata.annotations.fabricctl.io/import"
+    for told in ([f"warning: standard input:2: IPPool p0 and 2 more: {path}: kept, not used"], []):
+        code, _, err = fabricctl(etcd, "apply", "-f", "-", text=tiers)
+        assert (code, [line for line in err.splitlines() if path in line]) == (0, told)
 
 
 def test_the_subnets_of_a_host_are_those_of_its_interfaces() -> None:
     with Namespace() as namespace:
         namespace.ip("link", "add", "eth7", "type", "veth", "peer", "name", "vxlan.calico")
-        for name, address in (("eth7", "10.99.0.9/20"), ("vxlan.calico", "10.98.0.1/32")):
+        namespace.ip("link", "add", "vxlan.fabric", "type", "vxlan", "id", "4096", "dstport", "4789")
+        addresses = (
+            ("eth7", "10.99.0.9/20"),
+            ("vxlan.calico", "10.98.0.1/32"),
+            ("vxlan.fabric", "10.98.0.2/32"),
+        )
+        for name, address in addresses:
             namespace.ip("addr", "add", address, "dev", name)
         namespace.ip("addr", "add", "10.0.0.1/32", "dev", "lo")
         found = {(name, str(prefix)) for name, prefix in namespace.run(host_subnets())}

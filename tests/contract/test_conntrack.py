@@ -181,6 +181,19 @@ def test_an_entry_that_is_gone_is_no_error(bench: Bench) -> None:
     }
 
 
+def test_entries_are_deleted_and_no_others(bench: Bench) -> None:
+    bench.insert(*FLOWS)
+    old = bench.host.run(
+        _flows(bench.conntrack, frozenset({ip_address("10.0.0.3"), ip_address("fd00::5")}), 0)
+    )
+    assert len(old) == 3
+    bench.host.run(bench.conntrack.forget(old))
+    assert bench.flows("10.0.0.3", "fd00::5") == set()
+    everyone = {str(one.original.source) for one in FLOWS}
+    assert len(bench.flows(*everyone)) == len(FLOWS) - 3
+    bench.host.run(bench.conntrack.forget(old))  # which are gone
+
+
 # From here on the kernel only.
 
 

@@ -21,6 +21,7 @@ from policy.form import IPSet, Line, Rendered
 from tests.contract.netns import Namespace
 from tests.fakes.fib import FakeFib
 from tests.fakes.links import FakeLinks
+from tests.fakes.tunnels import FakeTunnels
 
 LINES = (Line("-m set --match-set fab4-s src -j DROP"), Line("-j ACCEPT"))
 POLICY = compose(
@@ -47,7 +48,7 @@ def host() -> Iterator[Namespace]:
 async def agent() -> AsyncIterator[tuple[Filters, Passes, State]]:
     """What of an agent there is to it, with what it hears."""
     with NetlinkIPSets() as sets:
-        state, passes = State("n1"), Passes(FakeLinks(), FakeFib(), Rules(sets))
+        state, passes = State("n1"), Passes(FakeLinks(), FakeFib(), Rules(sets), FakeTunnels())
         filters = Filters(state, passes, look=0.05)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(filters.follow())

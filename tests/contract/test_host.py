@@ -11,6 +11,7 @@ from bgp.peering import Gateway, Uplink
 from fabric.agent.host import read_host
 from fabric.agent.routing import Host
 from fabric.kernel.routes import NetlinkFib
+from fabric.plan import encap
 from fabric.plan.links import is_ours
 from tests.contract.netns import Namespace
 
@@ -54,6 +55,24 @@ def test_every_address_of_a_link_that_is_up_and_not_ours_is_an_uplink(space: Nam
     }
     space.ip("link", "set", "up1", "down")
     assert {uplink.device for uplink in uplinks(space.run(read()))} == {"up0"}
+
+
+def test_the_mtu_is_that_of_uplinks_and_a_tunnel_of_ours_is_none(space: Namespace) -> None:
+    before = space.run(read())
+    space.ip(
+        "link", "add", encap.VXLAN.device, "type", "vxlan", "id", "4096", "dstport", "4789", "dev", "up0"
+    )
+    space.ip("address", "add", "10.244.1.1/32", "dev", encap.VXLAN.device)
+    space.ip("link", "set", encap.VXLAN.device, "up", "mtu", "1300")
+    space.ip("link", "set", OURS, "mtu", "1200")
+    found = space.run(read())
+    assert (found.mtu, found.mtus) == (1500, {"up0": 1500, "up1": 1500})
+    assert found.here == before.here
+    # Policy holds for what comes out of it.
+    assert found.links.keys() - before.links.keys() == {encap.VXLAN.device}
+    space.ip("link", "set", "up1", "mtu", "1400")
+    found = space.run(read())
+    assert (found.mtu, found.mtus) == (1400, {"up0": 1500, "up1": 1400})
 
 
 def test_single_addresses_on_lo_are_the_nodes(space: Namespace) -> None:

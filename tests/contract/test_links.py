@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +31,7 @@ from fabric.plan.links import (
     host_name,
     plan,
 )
+from fabric.plan.mtu import Mtus
 from tests.contract.netns import Namespace
 from tests.fakes.links import FakeLinks
 
@@ -44,7 +47,7 @@ class Bench:
     def veth(self, workload: str = "web", interface: str = "eth0") -> Veth:
         name, mac = host_name("default", workload), container_mac("default", workload)
         addresses = (ip_address("10.244.1.2"), ip_address("fd00:244::2"))
-        return Veth(name, self.container.path, interface, mac, addresses, 1400)
+        return Veth(name, self.container.path, interface, mac, addresses, Mtus(1480, 1430))
 
     def actual(self) -> dict[str, HostLink]:
         return {link.name: link for link in self.host.run(_owned(self.links))}
@@ -103,6 +106,27 @@ def test_a_new_address_is_a_repair_of_the_same_link(bench: Bench) -> None:
     assert bench.actual()[moved.name].index == index
 
 
+def test_another_mtu_of_either_family_is_a_repair_of_the_same_link(bench: Bench) -> None:
+    bench.heal(bench.veth())
+    index = bench.actual()[bench.veth().name].index
+    for mtus in (Mtus(1480, 1400), Mtus(1300, 1400), Mtus(9000, 8950)):
+        other = replace(bench.veth(), mtus=mtus)
+        assert bench.plan(other) == [Repair(other)]
+        assert bench.heal(other) == {}
+        assert bench.plan(other) == []
+        (link,) = bench.actual().values()
+        assert (link.index, link.mtu) == (index, max(mtus))
+
+
+def test_localnet_comes_and_goes_with_the_link_standing(bench: Bench) -> None:
+    published = replace(bench.veth(), localnet=True)
+    assert bench.heal(published) == {}
+    assert bench.plan(published) == []
+    assert bench.plan(bench.veth()) == [Repair(bench.veth())]
+    assert bench.heal(bench.veth()) == {}
+    assert not bench.actual()[bench.veth().name].localnet
+
+
 def test_an_unwanted_link_goes_and_may_go_twice(bench: Bench) -> None:
     bench.heal(bench.veth())
     assert bench.plan() == [Remove(bench.veth().name)]
@@ -154,6 +178,8 @@ DRIFT = {
     "neighbour of IPv6": ("neighbour", "del", "fd00:244::2", "dev", "{name}"),
     "stranger's neighbour": ("neighbour", "add", "10.9.9.9", "lladdr", HOST_MAC, "dev", "{name}"),
     "down": ("link", "set", "{name}", "down"),
+    "MTU": ("link", "set", "{name}", "mtu", "1400"),
+    "alias": ("link", "set", "{name}", "alias", "mine"),
     "MAC": ("link", "set", "{name}", "address", "02:00:00:00:00:99"),
 }
 
@@ -168,6 +194,46 @@ def test_drift_of_one_link_is_found_and_healed_and_no_other_touched(
     assert real.plan(veth, other) == [Repair(veth)]
     assert real.heal(veth, other) == {}
     assert real.plan(veth, other) == []
+
+
+def test_the_larger_family_has_the_device_and_the_smaller_a_route_mtu(real: Bench) -> None:
+    assert real.heal(real.veth()) == {}
+    assert " mtu 1480 " in real.container.ip("link", "show", "eth0")
+    assert "mtu" not in real.container.ip("route", "show", "default")
+    assert "mtu 1430 " in real.container.ip("-6", "route", "show", "default")
+    assert real.heal(replace(real.veth(), mtus=Mtus(1350, 1400))) == {}
+    assert " mtu 1400 " in real.container.ip("link", "show", "eth0")
+    assert "mtu 1350" in real.container.ip("route", "show", "default")
+    assert "mtu" not in real.container.ip("-6", "route", "show", "default")
+    assert real.heal(replace(real.veth(), mtus=Mtus(1500, 1500))) == {}
+    assert "mtu" not in real.container.ip("route", "show", "default") + real.container.ip(
+        "-6", "route", "show", "default"
+    )
+
+
+def test_a_link_that_is_in_use_changes_its_mtu_without_losing_a_packet(real: Bench) -> None:
+    for address in ("192.0.2.1/32", "2001:db8::1/128"):
+        real.host.ip("address", "add", address, "dev", "lo")
+    small, large = real.veth(), replace(real.veth(), mtus=Mtus(8000, 7000))
+    assert real.heal(small) == {}
+    real.host.ip("route", "add", "10.244.1.2/32", "dev", small.name, "scope", "link")
+    real.host.ip("route", "add", "fd00:244::2/128", "dev", small.name)
+    ends = [(real.container, "192.0.2.1"), (real.container, "2001:db8::1")]
+    ends += [(real.host, "10.244.1.2"), (real.host, "fd00:244::2")]
+    # What fits before and after; what is larger, and on its way just then, no order can save.
+    pings = [
+        space.call(partial(start, "ping", "-i", "0.001", "-c", "1000", "-s", "1380", "-q", address))
+        for space, address in ends
+    ]
+    while any(ping.poll() is None for ping in pings):
+        for veth in (large, small):
+            assert real.heal(veth) == {}
+    for said in (ping.communicate()[0] for ping in pings):
+        assert "1000 packets transmitted, 1000 received" in said, said
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize(

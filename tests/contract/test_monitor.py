@@ -78,6 +78,10 @@ def test_other_changes_are_heard_and_say_nothing_of_carriers(space: Namespace) -
     assert first.carriers == {} or "up0" not in first.carriers
 
 
+def test_another_mtu_of_a_link_is_heard(space: Namespace) -> None:
+    assert carriers(space, "link set up0 mtu 1400") == {"up0": True}
+
+
 def test_the_kernel_counts_what_it_drops_for_its_signature(space: Namespace) -> None:
     found = space.call(lambda: facts.tcp_counters(COUNTERS.values()))
     assert found == dict.fromkeys(COUNTERS.values(), 0)

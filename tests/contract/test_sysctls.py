@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from functools import partial
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
@@ -171,6 +171,40 @@ def test_the_holder_of_a_port_is_named(host: Namespace, family: socket.AddressFa
     with host.call(partial(socket.create_server, (address, 179), family=family)):
         name = Path("/proc/self/comm").read_text().strip()
         assert host.run(listeners(179)) == [Listener(os.getpid(), name)]
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("held", "asked", "takes"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        ("127.0.0.1", "::1", False),
+        ("0.0.0.0", "127.0.0.2", True),
+        ("0.0.0.0", "::1", False),
+        ("::1", "::1", True),
+        ("::1", "127.0.0.1", False),
+        ("::", "::1", True),
+        ("::", "127.0.0.1", True),
+        ("::ffff:127.0.0.1", "127.0.0.1", True),
+    ],
+)
+def test_who_holds_a_port_is_asked_of_one_address(
+    host: Namespace, held: str, asked: str, takes: bool, protocol: str
+) -> None:
+    family = socket.AF_INET6 if ":" in held else socket.AF_INET
+
+    def taken() -> socket.socket:
+        made = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+        made.bind((held, 179))
+        if protocol == "tcp":
+            made.listen()
+        return made
+
+    with host.call(taken):
+        assert bool(host.run(listeners(179, protocol, ip_address(asked)))) is takes
+        assert host.run(listeners(179, protocol))
+        assert not host.run(listeners(179, "udp" if protocol == "tcp" else "tcp"))
 
 
 async def test_the_clock_can_be_asked_without_changing_it() -> None:

@@ -10,7 +10,7 @@ from policy.form import Address
 class FakeConntrack:
     """Behaves like the kernel's connection tracking, refusals included; it does not record calls.
 
-    `refuse` is an errno, spent on the first entry that is marked.
+    `refuse` is an errno, spent on the first entry that is marked or deleted.
     """
 
     def __init__(self, refuse: int = 0) -> None:
@@ -31,9 +31,17 @@ class FakeConntrack:
 
     async def set_mark(self, flows: Collection[Flow], value: int, mask: int) -> None:
         for flow in flows:
-            if code := self.refuse:
-                self.refuse = 0
-                raise DataplaneError(f"mark connection {flow.original}", code)
-            held = self.entries.get(flow.original)
-            if held and held.handle == flow.handle:
+            if held := self._held(flow, "mark"):
                 self.entries[flow.original] = replace(held, mark=held.mark & ~mask | value & mask)
+
+    async def forget(self, flows: Collection[Flow]) -> None:
+        for flow in flows:
+            if self._held(flow, "delete"):
+                del self.entries[flow.original]
+
+    def _held(self, flow: Flow, verb: str) -> Flow | None:
+        if code := self.refuse:
+            self.refuse = 0
+            raise DataplaneError(f"{verb} connection {flow.original}", code)
+        held = self.entries.get(flow.original)
+        return held if held and held.handle == flow.handle else None

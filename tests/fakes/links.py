@@ -3,7 +3,7 @@ from collections.abc import Collection
 from itertools import count
 
 from fabric.errors import DataplaneError
-from fabric.plan.links import HOST_MAC, HostLink, Veth
+from fabric.plan.links import HostLink, Veth, as_made
 
 
 class FakeLinks:
@@ -35,7 +35,7 @@ class FakeLinks:
             )
         old = self.links.get(veth.name) if self.inside.get(veth.name) == place else None
         index = old.index if old else next(self._index)
-        self.links[veth.name] = HostLink(veth.name, index, True, HOST_MAC, veth.neighbours, True)
+        self.links[veth.name] = as_made(veth, index)
         self.inside[veth.name] = place
 
     async def remove(self, names: Collection[str]) -> None:

@@ -32,6 +32,7 @@ from tests.fakes.fib import FakeFib
 from tests.fakes.ipsets import FakeIPSets
 from tests.fakes.links import FakeLinks
 from tests.fakes.tables import FakeTables
+from tests.fakes.tunnels import FakeTunnels
 
 NO_COPY = Path("/proc/no-copy")
 
@@ -90,7 +91,8 @@ class FakeNode:
         self.kv, self.fib = kv, FakeFib()
         self.links = RoutedLinks(self.fib)
         self.sets, self.tables = FakeIPSets(), FakeTables()
-        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables))
+        self.tunnels = FakeTunnels()
+        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables), self.tunnels)
         ribs = Ribs(connected=True, settled=True)  # it has no peers
         self.state = State(name, ribs=ribs, routing=Routing(ribs))
         self.workloads = Workloads(self.state, kv, self.passes)

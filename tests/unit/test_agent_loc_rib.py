@@ -14,6 +14,8 @@ from bgp.peering import Here, Peering, StaticRoute, Uplink
 from bgp.rib import Path, Prefix, SessionSpec
 from fabric.agent.counts import LastCounts
 from fabric.agent.loc_rib import ROUNDS, Inputs, LocRib, loc_rib
+from fabric.agent.overlay import Ways
+from fabric.plan.encap import IPIP, VXLAN, Encap, Kind, Mode, Node, Pool
 from fabric.plan.routes import NextHop, Route, RouteKey
 
 ME = IPv4Address("192.0.2.1")
@@ -241,6 +243,158 @@ def test_nothing_is_made_anew_of_the_same_inputs() -> None:
     assert loc_rib(replace(given_, here=Here()), found) is not found
 
 
+# Tunnels: this node is 10.1.0.1 of 10.1.0.0/31, and far away, behind a default route, are n2 and n3.
+
+
+def a_node(name: str, own: str) -> Node:
+    ends: dict[Encap, IPv4Address] = {
+        encap: IPv4Address(int(IPv4Address(f"10.244.{own[-1]}.0")) + n)
+        for n, encap in enumerate((IPIP, VXLAN))
+    }
+    return Node(name, (ip_interface(f"{own}/24"),), ends)
+
+
+FAR2, FAR3 = "172.31.0.2", "172.31.0.3"
+BLOCK2, BLOCK3 = "10.244.2.0/26", "10.244.3.0/26"
+NODES = {"n2": a_node("n2", FAR2), "n3": a_node("n3", FAR3)}
+
+
+def ways(mode: Mode = "CrossSubnet", kind: Kind = "ipip") -> Ways:
+    return Ways(
+        replace(a_node("n1", "10.1.0.1"), addresses=(ip_interface("10.1.0.1/31"),)),
+        NODES,
+        (Pool(ip_network("10.244.0.0/16"), kind, mode, name="p"),),
+        {ip_network(BLOCK2): "n2", ip_network(BLOCK3): "n3"} if mode == "Always" else {},
+    )
+
+
+def tunnelled(*paths: Path, by: Ways | None = None, **more: object) -> LocRib:
+    return loc_rib(replace(inputs(*paths), ways=by or ways(), **more), LocRib())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "want"), [("ipip", f"{FAR2} tunl0"), ("vxlan", "10.244.2.1 vxlan.fabric")])
+def test_a_tunnel_reaches_a_node_that_only_a_default_route_leads_to(kind: Kind, want: str) -> None:
+    found = tunnelled(path(BLOCK2, FAR2), path("10.9.0.0/26", FAR2), by=ways(kind=kind))
+    assert hops(found, BLOCK2) == {want}
+    assert {str(lost.prefix) for lost in found.unreached} == {"10.9.0.0/26"}  # of no pool
+    assert found.best[ip_network(BLOCK2)].best.via.metric == 0
+
+
+def test_the_interior_cost_of_a_tunnel_is_that_of_the_way_to_its_far_end() -> None:
+    static = foreign("172.31.0.0/24", "eth2", "10.2.0.0", metric=20)
+    found = tunnelled(path(BLOCK2, FAR2), foreign_routes=(*LINKS, static))
+    assert hops(found, BLOCK2) == {f"{FAR2} tunl0"}
+    assert found.best[ip_network(BLOCK2)].best.via.metric == 20
+
+
+def test_two_routers_that_announce_a_block_lead_into_one_tunnel_where_the_pool_is_always_tunnelled() -> None:
+    both = [path(prefix, peer=peer) for prefix in (BLOCK2, BLOCK3) for peer in (A, B)]
+    found = tunnelled(*both, by=ways("Always"))
+    assert (hops(found, BLOCK2), hops(found, BLOCK3)) == ({f"{FAR2} tunl0"}, {f"{FAR3} tunl0"})
+    assert {hops(tunnelled(*both), prefix) == BOTH for prefix in (BLOCK2, BLOCK3)} == {True}
+
+
+def test_ways_through_two_tunnels_share_the_load() -> None:
+    found = tunnelled(path(BLOCK2, FAR2), path(BLOCK2, FAR3, peer=B))
+    assert hops(found, BLOCK2) == {f"{FAR2} tunl0", f"{FAR3} tunl0"}
+
+
+CUT = replace(HERE, uplinks=tuple(replace(u, carrier=u.device != "eth1") for u in HERE.uplinks))
+DEAD_DEFAULT = foreign("0.0.0.0/0", "eth1", "10.1.0.0")
+DEAD_STATIC = foreign("172.31.0.0/24", "eth1", "10.1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("routes", "reached"),
+    [
+        pytest.param((DEAD_DEFAULT,), False, id="a default route by the dead link"),
+        pytest.param((DEAD_STATIC,), False, id="another route by it"),
+        pytest.param((DEAD_STATIC, DEAD_DEFAULT), False, id="both"),
+        pytest.param((DEAD_STATIC, LINKS[-1]), True, id="a default route by another link too"),
+        pytest.param((), True, id="no route that is to be seen here"),
+    ],
+)
+def test_a_tunnel_reaches_nothing_where_only_links_without_carrier_lead_to_its_far_end(
+    routes: tuple[Route, ...], reached: bool
+) -> None:
+    found = tunnelled(path(BLOCK2, FAR2), foreign_routes=(*LINKS[:2], *routes), here=CUT)
+    assert hops(found, BLOCK2) == ({f"{FAR2} tunl0"} if reached else None)
+    assert [lost.prefix for lost in found.unreached] == ([] if reached else [ip_network(BLOCK2)])
+
+
+def test_but_by_bgp_it_may_be_reached_all_the_same() -> None:
+    to_far = path(f"{FAR2}/32", peer=B)
+    policy = replace(POLICY, pools=POLICY.pools | {ip_network("172.31.0.0/16")})
+    found = tunnelled(
+        path(BLOCK2),
+        to_far,
+        by=ways("Always"),
+        foreign_routes=(*LINKS[:2], DEAD_DEFAULT),
+        here=CUT,
+        policy=policy,
+    )
+    assert hops(found, BLOCK2) == {f"{FAR2} tunl0"}
+    assert found.best[ip_network(BLOCK2)].best.via.metric == 1
+
+
+STATIC = foreign("172.31.0.0/24", "eth2", "10.2.0.0")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "routes", "want"),
+    [
+        pytest.param("172.31.0.3/32", (), None, id="the far end"),
+        pytest.param("172.31.0.0/16", (), None, id="around it"),
+        pytest.param("0.0.0.0/0", (), None, id="a default"),
+        pytest.param("172.31.0.0/25", (STATIC,), None, id="narrower than the host's own route to it"),
+        pytest.param("172.31.0.0/24", (STATIC,), {f"{FAR3} tunl0"}, id="the host's own is as narrow"),
+        pytest.param("172.31.0.0/16", (STATIC,), {f"{FAR3} tunl0"}, id="the host's own is narrower"),
+        pytest.param("172.31.9.0/24", (), {f"{FAR3} tunl0"}, id="elsewhere"),
+    ],
+)
+def test_what_is_announced_from_behind_a_tunnel_does_not_take_the_tunnels_own_packets(
+    prefix: str, routes: tuple[Route, ...], want: set[str] | None
+) -> None:
+    router = path(prefix, "10.244.3.9", peer=B)  # a workload on n3
+    policy = replace(POLICY, pools=POLICY.pools | {ip_network("172.31.0.0/16")})
+    found = tunnelled(path(BLOCK3, FAR3), router, policy=policy, foreign_routes=(*LINKS[:-1], *routes))
+    assert hops(found, BLOCK3) == {f"{FAR3} tunl0"}
+    assert hops(found, prefix) == want
+    assert found.unreached == (() if want else (router,))
+
+
+@pytest.mark.parametrize(("prefix", "taken"), [("172.31.0.3/32", False), ("172.31.0.0/24", True)])
+def test_nor_where_it_is_bgp_that_leads_to_the_far_end(prefix: str, taken: bool) -> None:
+    to_far, router = path(f"{FAR3}/32"), path(prefix, "10.244.3.9", peer=B)
+    policy = replace(POLICY, pools=POLICY.pools | {ip_network("172.31.0.0/16")})
+    found = tunnelled(path(BLOCK3, FAR3), to_far, router, policy=policy, foreign_routes=LINKS[:-1])
+    assert hops(found, f"{FAR3}/32") == {"10.1.0.0 eth1"}
+    assert found.unreached == (() if taken else (router,))
+
+
+def test_no_next_hop_is_reached_by_a_route_into_a_tunnel() -> None:
+    into = foreign("172.31.0.0/24", "tunl0")
+    found = loc_rib(replace(inputs(path("10.9.0.0/26", FAR2)), foreign_routes=(*LINKS, into)), LocRib())
+    assert hops(found, "10.9.0.0/26") is None
+
+
+def test_no_tunnel_leads_where_no_route_may() -> None:
+    found = tunnelled(path(BLOCK2, str(OWN[5])), path(BLOCK3, str(ME), peer=B), by=ways("Always"))
+    assert found.best == {}
+    assert sorted(found.refused.values()) == [
+        "the next hop is in 10.244.1.0/26, which is this node's own",
+        "the next hop is this node",
+    ]
+
+
+def test_other_ways_are_other_inputs() -> None:
+    given_ = replace(inputs(path(BLOCK2, FAR2)), ways=ways())
+    found = loc_rib(given_, LocRib())
+    assert loc_rib(replace(given_), found) is found
+    assert hops(loc_rib(replace(given_, ways=ways("Always")), found), BLOCK2) == {f"{FAR2} tunl0"}
+    assert hops(loc_rib(replace(given_, ways=Ways()), found), BLOCK2) is None
+
+
 networks = [f"10.{n}.0.0/{length}" for n in (8, 9) for length in (15, 16, 24)] + ["10.8.0.1/32"]
 addresses = ["10.1.0.0", "10.2.0.0", "10.8.0.1", "10.8.1.1", "10.9.0.1", "172.31.0.1"]
 walks = st.lists(
@@ -262,6 +416,33 @@ def test_the_end_does_not_depend_on_who_was_heard_first(paths: list[Path], rando
     random.shuffle(shuffled)
     found, again = made(*paths), loc_rib(inputs(*shuffled, peers=(B, A)), LocRib())
     assert (again.best, again.refused, set(again.routes)) == (found.best, found.refused, set(found.routes))
+
+
+with_tunnels = st.lists(
+    st.builds(
+        path,
+        st.sampled_from([BLOCK2, BLOCK3, "10.244.2.9/32", "10.244.0.0/16", "10.9.0.0/16", "10.8.0.1/32"]),
+        st.sampled_from(["10.1.0.0", "10.2.0.0", FAR2, FAR3, "10.9.0.1", "10.8.0.1", "10.244.2.9"]),
+        st.sampled_from([A, B]),
+        st.sampled_from([(65000, 65002), (65000,), (65000, 65002, 65003)]),
+    ),
+    max_size=12,
+    unique_by=lambda one: (one.prefix, one.peer),
+)
+
+
+@given(with_tunnels, st.sampled_from(["CrossSubnet", "Always"]), st.randoms(use_true_random=False))
+def test_nor_does_it_with_tunnels_and_each_of_their_routes_leads_to_a_node(
+    paths: list[Path], mode: Mode, random: Random
+) -> None:
+    shuffled = list(paths)
+    random.shuffle(shuffled)
+    found, again = (tunnelled(*some, by=ways(mode)) for some in (paths, shuffled))
+    assert (again.best, again.refused, set(again.routes)) == (found.best, found.refused, set(found.routes))
+    taken = [hop for route in found.routes for hop in route.next_hops if hop.device == "tunl0"]
+    assert {str(hop.gateway) for hop in taken} <= {FAR2, FAR3}
+    used = {c.path for candidates in found.candidates.values() for c in candidates}
+    assert used | found.refused.keys() == set(paths)
 
 
 @given(walks)

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from itertools import permutations
 
 import pytest
@@ -15,15 +15,20 @@ from fabric.agent.passes import AT_ONCE, ROUTES_AT_ONCE, GapLog, Outcome, Passes
 from fabric.agent.rules import Gap, Restore, Rules
 from fabric.agent.state import State
 from fabric.errors import DataplaneError
+from fabric.plan import tunnels
+from fabric.plan.encap import VXLAN
 from fabric.plan.ipsets import Destroy
-from fabric.plan.links import Create, Remove, Veth
+from fabric.plan.links import Create, Remove, Repair, Veth
+from fabric.plan.mtu import Mtus
 from fabric.plan.routes import NextHop, Replace, Route, RouteKey
 from fabric.plan.tables import Version
+from fabric.plan.tunnels import Far, Tunnel
 from policy.form import IPSet, Line, Rendered
 from tests.fakes.fib import FakeFib
 from tests.fakes.ipsets import FakeIPSets
 from tests.fakes.node import RoutedLinks
 from tests.fakes.tables import FakeTables
+from tests.fakes.tunnels import FakeTunnels
 
 
 def veth(number: int) -> Veth:
@@ -34,7 +39,7 @@ def veth(number: int) -> Veth:
         "eth0",
         f"02:00:00:00:00:{number:02x}",
         (address,),
-        1500,
+        Mtus(1500, 1500),
     )
 
 
@@ -50,11 +55,12 @@ def goal(*numbers: int, blackhole: bool = True) -> Desired:
 
 
 class Kernel:
-    def __init__(self) -> None:
+    def __init__(self, linger: float = 0.0) -> None:
         self.fib = FakeFib()
         self.links: RoutedLinks = RoutedLinks(self.fib)
+        self.tunnels = FakeTunnels()
         self.sets, self.tables = FakeIPSets(), FakeTables()
-        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables))
+        self.passes = Passes(self.links, self.fib, Rules(self.sets, self.tables), self.tunnels, linger=linger)
 
     async def run(
         self,
@@ -127,7 +133,7 @@ async def test_a_restarted_agent_knows_its_own_without_memory() -> None:
     await before.run(BOTH)
     after = Kernel()
     after.fib, after.links = before.fib, before.links
-    after.passes = Passes(before.links, before.fib, Rules(FakeIPSets(), FakeTables()))
+    after.passes = Passes(before.links, before.fib, Rules(FakeIPSets(), FakeTables()), FakeTunnels())
     assert await after.run(BOTH) == Outcome()
     await after.run(A)
     assert after.is_at(A)
@@ -200,6 +206,18 @@ async def test_no_link_is_made_that_policy_does_not_stand_before(scoped: bool) -
     assert kernel.is_at(BOTH)
 
 
+async def test_no_link_carries_127_that_the_guard_does_not_stand_before() -> None:
+    kernel = Kernel()
+    await kernel.run(policed(A))
+    open_to_127 = replace(veth(1), localnet=True)
+    desired = replace(policed(A, "-j ACCEPT"), links={open_to_127.name: open_to_127})
+    kernel.tables.refuse = errno.EBUSY
+    assert Repair(open_to_127) in (await kernel.run(desired)).refused
+    assert not kernel.links.links[open_to_127.name].localnet
+    assert not (await kernel.run(desired)).refused
+    assert kernel.links.links[open_to_127.name].localnet
+
+
 async def test_a_set_of_old_that_a_rule_of_others_goes_by_holds_up_nobody() -> None:
     scope = Scope(frozenset({veth(2).name}), frozenset({to(veth(2)).key.prefix}))
     kernel = Kernel()
@@ -232,6 +250,133 @@ def test_a_node_is_not_ready_before_policy_has_been_in_force_once() -> None:
         assert ("policy is not in force" in state.missing) == lacks
 
 
+VTEP = Tunnel(
+    VXLAN,
+    ip_address("10.244.1.0"),
+    ip_address("192.0.2.1"),
+    1450,
+    mac="66:00:00:00:00:01",
+    vni=4096,
+    port=4789,
+    far=frozenset({Far(ip_address("10.244.2.0"), "66:00:00:00:00:02", ip_address("192.0.2.2"))}),
+)
+FAR = ip_network("10.244.2.0/26")
+
+
+def tunnelled(*tunnels: Tunnel) -> Desired:
+    """A and a route to another node's block: through the first of `tunnels`, native where there are none."""
+    hop = (
+        NextHop(ip_address("10.244.2.0"), VTEP.name) if tunnels else NextHop(ip_address("192.0.2.2"), "eth0")
+    )
+    far = Route(RouteKey(FAR), frozenset({hop}))
+    return replace(A, tunnels={t.name: t for t in tunnels}, routes={**A.routes, far.key: far}, whole=True)
+
+
+async def test_a_tunnel_is_made_before_the_routes_through_it_and_goes_after_they_have_gone() -> None:
+    kernel, with_it, without = Kernel(), tunnelled(VTEP), tunnelled()
+    done = (await kernel.run(with_it)).done
+    assert done[0] == tunnels.Create(VTEP)
+    assert await kernel.run(with_it, read_back=True) == Outcome()
+    assert kernel.passes.held_tunnels == {VTEP.name: VTEP}
+    [replaced, removed] = (await kernel.run(without)).done
+    assert replaced == Replace(without.routes[RouteKey(FAR)])
+    assert removed == tunnels.Remove(VTEP.name)
+    assert kernel.is_at(without)
+
+
+async def test_an_unwanted_tunnel_lingers_and_one_that_is_wanted_again_stays() -> None:
+    kernel = Kernel(linger=0.05)
+    await kernel.run(tunnelled(VTEP))
+    for _ in range(2):
+        await kernel.run(tunnelled())
+        assert kernel.tunnels.tunnels
+        assert kernel.passes.lingers_until
+        assert await kernel.run(tunnelled(VTEP), read_back=True)
+        assert kernel.passes.lingers_until is None
+    await kernel.run(tunnelled())
+    until = kernel.passes.lingers_until
+    assert until
+    await asyncio.sleep(until + 0.001 - asyncio.get_running_loop().time())
+    assert (await kernel.run(tunnelled())).done == (tunnels.Remove(VTEP.name),)
+    assert kernel.passes.lingers_until is None
+
+
+async def test_an_unwanted_tunnel_stays_while_others_send_by_it() -> None:
+    kernel = Kernel(linger=0.02)
+    await kernel.run(tunnelled(VTEP))
+    for received in (0, 7, 9, 9):
+        held = kernel.tunnels.tunnels[VTEP.name]
+        kernel.tunnels.tunnels[VTEP.name] = replace(held, received=received)
+        await kernel.run(tunnelled())
+        assert kernel.tunnels.tunnels.keys() == (
+            {VTEP.name} if (received, held.received) != (9, 9) else set()
+        )
+        if until := kernel.passes.lingers_until:
+            await asyncio.sleep(until + 0.001 - asyncio.get_running_loop().time())
+
+
+async def test_a_far_end_goes_after_the_routes_that_led_to_it() -> None:
+    kernel, moved = Kernel(), Far(ip_address("10.244.2.9"), "66:00:00:00:00:02", ip_address("192.0.2.2"))
+    await kernel.run(tunnelled(VTEP))
+    both, after = (replace(VTEP, far=far) for far in (VTEP.far | {moved}, frozenset({moved})))
+    hop = NextHop(moved.address, VTEP.name)
+    route = Route(RouteKey(FAR), frozenset({hop}))
+    goal = tunnelled(after)
+    goal = replace(goal, routes={**goal.routes, route.key: route})
+    done = (await kernel.run(goal)).done
+    assert done == (tunnels.Repair(both), Replace(route), tunnels.Repair(after))
+    assert await kernel.run(goal, read_back=True) == Outcome()
+
+
+async def test_without_its_device_a_route_is_refused_for_the_same_reason_and_both_are_tried_again() -> None:
+    kernel, desired = Kernel(), tunnelled(VTEP)
+    kernel.tunnels.lacks = {"vxlan"}
+    refused = (await kernel.run(desired)).refused
+    assert set(refused) == {tunnels.Create(VTEP), Replace(desired.routes[RouteKey(FAR)])}
+    assert {err.code for err in refused.values()} == {errno.EOPNOTSUPP}
+    assert kernel.fib.routes == A.routes
+    kernel.tunnels.lacks.clear()
+    assert not (await kernel.run(desired)).refused
+    assert kernel.is_at(desired)
+
+
+async def test_a_tunnel_that_has_to_be_made_anew_has_its_routes_again() -> None:
+    kernel, desired = Kernel(), tunnelled(VTEP)
+    await kernel.run(desired)
+    anew = replace(VTEP, vni=77)
+    desired = tunnelled(anew)
+    del kernel.fib.routes[RouteKey(FAR)]  # as the kernel does when the device goes
+    ops = (await kernel.run(desired)).done
+    route = Replace(desired.routes[RouteKey(FAR)])
+    assert ops == (tunnels.Remove(VTEP.name), tunnels.Create(anew), route)
+    assert kernel.is_at(desired)
+
+
+async def test_no_tunnel_and_no_far_end_goes_before_everything_has_been_heard() -> None:
+    kernel = Kernel()
+    await kernel.run(tunnelled(VTEP))
+    await kernel.run(tunnelled(), in_sync=False)
+    await kernel.run(replace(tunnelled(replace(VTEP, far=frozenset())), whole=False), in_sync=False)
+    assert kernel.passes.held_tunnels == {VTEP.name: VTEP}
+
+
+async def test_where_policy_is_not_in_no_tunnel_opens() -> None:
+    kernel, desired = Kernel(), replace(policed(A), tunnels={VTEP.name: VTEP})
+    kernel.tables.refuse = errno.EBUSY
+    refused = (await kernel.run(desired)).refused
+    assert tunnels.Create(VTEP) in refused
+    assert not kernel.tunnels.tunnels
+    await kernel.run(desired)
+    assert kernel.passes.held_tunnels
+
+
+async def test_an_attach_leaves_tunnels_alone() -> None:
+    kernel = Kernel()
+    mine = veth(1)
+    scope = Scope(frozenset({mine.name}), frozenset({to(mine).key.prefix}))
+    assert (await kernel.run(tunnelled(VTEP), scope=scope)).done == (Create(mine), Replace(to(mine)))
+
+
 def test_a_war_for_one_place_is_told_once_a_minute_and_what_else_was_changed_at_once() -> None:
     hook, chain = Gap("rules", "filter FORWARD (IPv4)", "gone"), Gap("rules", "filter fab-x (IPv4)", "gone")
     told = GapLog()
@@ -250,7 +395,7 @@ def test_a_war_for_one_place_is_told_once_a_minute_and_what_else_was_changed_at_
 
 async def test_passes_wait_for_the_choice_of_a_backend() -> None:
     kernel, tables = Kernel(), FakeTables()
-    passes = Passes(kernel.links, kernel.fib, Rules(FakeIPSets()))
+    passes = Passes(kernel.links, kernel.fib, Rules(FakeIPSets()), FakeTunnels())
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(passes.run(lambda: policed(A)))
         await asyncio.sleep(0)
@@ -261,7 +406,7 @@ async def test_passes_wait_for_the_choice_of_a_backend() -> None:
 
 async def test_without_a_backend_nothing_becomes_reachable_and_nobody_waits_for_ever() -> None:
     fib = FakeFib()
-    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets()))
+    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets()), FakeTunnels())
     passes.lack(DataplaneError("choose a backend of iptables", errno.ENOTSUP))
     outcome = await passes.run(lambda: policed(A))
     assert {err.code for err in outcome.refused.values()} == {errno.ENOTSUP}
@@ -281,7 +426,7 @@ async def test_a_long_pass_asks_a_refused_link_once() -> None:
 async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> None:
     kernel, now = Kernel(), [A]
     slow = kernel.links = SlowLinks(kernel.fib)
-    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()))
+    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()), FakeTunnels())
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         for _ in range(2):
             tasks.create_task(passes.run(lambda: now[0]))
@@ -294,7 +439,7 @@ async def test_a_pass_that_waited_applies_what_is_desired_when_it_begins() -> No
 async def test_an_attach_waits_for_a_few_links_of_a_long_pass_and_not_for_all() -> None:
     kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
     slow = kernel.links = SlowLinks(kernel.fib)
-    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()))
+    passes = Passes(slow, kernel.fib, Rules(FakeIPSets(), FakeTables()), FakeTunnels())
     mine = veth(3 * AT_ONCE - 1)
     scope = Scope(frozenset({mine.name}), frozenset({to(mine).key.prefix}))
     ended: list[Outcome] = []
@@ -329,7 +474,7 @@ class YieldingFib(FakeFib):
 
 async def test_an_attach_waits_for_a_part_of_a_large_table_and_not_for_all() -> None:
     fib, mine = YieldingFib(), veth(1)
-    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets(), FakeTables()))
+    passes = Passes(RoutedLinks(fib), fib, Rules(FakeIPSets(), FakeTables()), FakeTunnels())
     table = [
         Route(RouteKey(ip_network((0x0B000000 + (n << 8), 24))), frozenset(), blackhole=True)
         for n in range(2 * ROUTES_AT_ONCE + 1)

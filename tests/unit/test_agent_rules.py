@@ -1,6 +1,8 @@
 """A node's ipsets and rules, both in memory: the order of what is done, what a refusal leaves, what others undo."""
 
 import errno
+from dataclasses import replace
+from ipaddress import ip_address
 from itertools import permutations
 
 import pytest
@@ -10,9 +12,11 @@ from fabric.agent.rules import Restore, Rules
 from fabric.plan import ipsets
 from fabric.plan.ipsets import Add, Create, Delete, Destroy
 from fabric.plan.tables import VERSIONS, Counter, Place, Version
-from policy.form import IPSet, Line, Rendered
+from policy.form import UDP, IPSet, Line, Rendered
+from tests.fakes.conntrack import FakeConntrack
 from tests.fakes.ipsets import FakeIPSets
 from tests.fakes.tables import FakeTables
+from tests.unit.test_agent_translation import NEW, NONE, OLD, led, ports
 
 FORWARD, CHAIN = ("filter", "FORWARD"), ("filter", "fab-FORWARD")
 
@@ -37,8 +41,8 @@ GOALS = [OPEN, ONE, TWO, OTHER, NOTHING]
 
 class Kernel:
     def __init__(self) -> None:
-        self.sets, self.tables = FakeIPSets(), FakeTables()
-        self.rules = Rules(self.sets, self.tables)
+        self.sets, self.tables, self.conntrack = FakeIPSets(), FakeTables(), FakeConntrack()
+        self.rules = Rules(self.sets, self.tables, self.conntrack)
 
     def is_at(self, goal: Composed) -> bool:
         held = {name: held.ipset for name, held in self.sets.sets.items()}
@@ -88,6 +92,37 @@ async def test_what_is_in_force_already_is_not_written_again() -> None:
     assert not after.rules.stands
     assert await after.rules.apply(ONE, in_sync=True) == ([], {})  # a restarted agent
     assert after.rules.stands
+
+
+PUBLISHED = replace(ONE, publishing=ports(("udp", OLD)))
+
+
+@pytest.mark.parametrize("refuse", [0, errno.EBUSY])
+async def test_connections_that_were_led_elsewhere_are_forgotten_once_rules_stand(refuse: int) -> None:
+    kernel = Kernel()
+    await kernel.rules.apply(PUBLISHED, in_sync=True)
+    gone, other = led(UDP, OLD, 5353), led(UDP, NEW, 5353, at=54)
+    for flow in (gone, other):
+        kernel.conntrack.insert(flow)
+    kernel.tables.refuse = errno.EBUSY
+    assert (await kernel.rules.apply(OTHER, in_sync=True))[1]
+    assert gone.original in kernel.conntrack.entries
+    kernel.conntrack.refuse = refuse
+    for _ in range(2 if refuse else 1):
+        assert not (await kernel.rules.apply(OTHER, in_sync=True))[1]
+    assert kernel.conntrack.entries.keys() == {other.original}
+
+
+async def test_a_restarted_agent_forgets_what_is_led_to_where_nothing_is_published_any_more() -> None:
+    kernel = Kernel()
+    gone, of_others = led(UDP, OLD, 5353), led(UDP, ip_address("172.17.0.2"), 5353, at=54)
+    for flow in (gone, of_others):
+        kernel.conntrack.insert(flow)
+    after = replace(OTHER, publishing=NONE)
+    assert not (await kernel.rules.apply(after, in_sync=False))[1]
+    assert gone.original in kernel.conntrack.entries  # the rule may stand, and the datastore have it
+    assert not (await kernel.rules.apply(after, in_sync=True))[1]
+    assert kernel.conntrack.entries.keys() == {of_others.original}
 
 
 async def test_sets_are_widened_before_the_rules_and_narrowed_after_them() -> None:

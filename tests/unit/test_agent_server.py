@@ -264,12 +264,33 @@ async def test_where_the_kernel_cannot_be_asked_there_are_no_counters(tmp_path: 
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "address": 167772165}, id="a number"),
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "pools": "a"}, id="pools are a text"),
         pytest.param({"name": "w", "namespace": "d", "netns": "/x", "pools": [1]}, id="a number for a pool"),
+        pytest.param(
+            {"name": "w", "namespace": "d", "netns": "/x", "publish": "80:80"}, id="ports are a text"
+        ),
+        pytest.param(
+            {"name": "w", "namespace": "d", "netns": "/x", "publish": [80]}, id="a number for a port"
+        ),
+        pytest.param({"name": "w", "namespace": "d", "netns": "/x", "publish": ["80"]}, id="half a port"),
     ],
 )
 async def test_a_bad_body_is_the_callers_mistake(tmp_path: Path, body: object) -> None:
     async with serving(tmp_path) as served:
         with pytest.raises(ConfigError, match=r"nothing was (attached|done)"):
             await served.call("POST", "/v1/workloads", body)
+
+
+async def test_published_ports_are_asked_for_and_shown(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        made = await served.attach(publish=["127.0.0.1:18080:80", "18053:53/udp"])
+        assert made["ports"] == [
+            {"host_ip": "127.0.0.1", "host_port": 18080, "port": 80, "protocol": "tcp"},
+            {"host_ip": "", "host_port": 18053, "port": 53, "protocol": "udp"},
+        ]
+        with pytest.raises(
+            Taken, match="port 18080/tcp of every IPv4 address of the node is published by workload"
+        ):
+            await served.attach(name="db", publish=["18080:80"])
+        assert (await served.attach(name="db", netns=netns(1)))["ports"] == []
 
 
 async def test_a_body_that_is_no_json_is_too(tmp_path: Path) -> None:

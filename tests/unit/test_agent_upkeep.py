@@ -1,19 +1,34 @@
 """When a node looks after its part of IPAM, and what it then writes; what is due is fabric.ipam.upkeep's to decide."""
 
 import asyncio
+import errno
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
+import pytest
+
 from fabric.agent import report, upkeep
+from fabric.agent.passes import Outcome
+from fabric.agent.upkeep import End
+from fabric.errors import DataplaneError
 from fabric.ipam import block as blocks
+from fabric.ipam.types import Address
+from fabric.ipam.upkeep import tunnel_addresses
 from fabric.model.ippool import IPPool
-from fabric.model.node import Node
+from fabric.model.node import Node, NodeBGP
+from fabric.plan import asked
+from fabric.plan.encap import IPIP, VXLAN, Encap, Kind
+from fabric.plan.tunnels import Tunnel
 from fabric.store import keys
 from fabric.store.kv import Delete, Put, Txn
 from tests.fakes.node import FakeNode, MuteEtcd, pool, put, request, running
 
 POOL = pool("10.0.0.0/24", blockSize=28)
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+OWN = ip_address("192.0.2.1")
 ME = keys.ResourceKey("nodes", None, "n1").path
 
 
@@ -32,39 +47,137 @@ async def look(node: FakeNode, at: datetime = NOW) -> None:
     await upkeep.look_after(node.state, node.kv, {}, at)
 
 
-async def test_tunnel_addresses_come_with_a_pool_that_wants_them_stand_in_the_node_and_go_with_it() -> None:
+async def nothing_missing(_asked: AbstractSet[Kind]) -> dict[Kind, str]:
+    return {}
+
+
+def raise_tunnels(node: FakeNode, *tunnels: Tunnel) -> None:
+    node.state.raised({tunnel.name: tunnel for tunnel in tunnels})
+    node.state.passed(Outcome())
+
+
+def me(node: FakeNode) -> Node:
+    found = node.state.snapshot.get(Node, "n1")
+    assert found
+    return found
+
+
+def ends(node: FakeNode) -> dict[Encap, Address]:
+    return dict(asked.node(me(node)).ends)
+
+
+def held(node: FakeNode, name: str) -> Address:
+    address = tunnel_addresses(node.state.snapshot.view("n1"))[name]
+    assert address
+    return address
+
+
+async def test_an_end_stands_in_the_node_once_its_device_stands_and_goes_with_the_pool_that_wanted_it() -> (
+    None
+):
     async with running(kv := await etcd()) as node:
-        before, revision = node.state.snapshot.get(Node, "n1"), kv.revision
+        before, revision = me(node), kv.revision
         await look(node)
         assert kv.revision == revision
         await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="CrossSubnet"))
         await node.caught_up()
+        raise_tunnels(node)
         await look(node)
-        me = node.state.snapshot.get(Node, "n1")
-        assert me
-        assert me.spec.bgp
-        assert me.spec.bgp.ipv4_ipip_tunnel_addr
+        assert me(node) == before
+        raise_tunnels(node, tunl0 := Tunnel(IPIP, held(node, "ipip"), OWN, 1480))
+        await look(node)
+        assert ends(node) == {IPIP: tunl0.address}
         assert await stored(kv, keys.HANDLES) == [keys.HandleKey("ipip-tunnel-addr-n1").path]
         await put(kv, POOL)
         await node.caught_up()
         await look(node)
-        assert node.state.snapshot.get(Node, "n1") == before
+        assert ends(node) == {IPIP: tunl0.address}  # the device lingers: others may go by it
+        assert held(node, "ipip") == tunl0.address
+        raise_tunnels(node)
+        await look(node)
+        assert me(node) == before
         assert await stored(kv, keys.HANDLES) == []
 
 
-async def test_a_node_that_died_between_address_and_node_says_it_the_next_time() -> None:
-    async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, vxlanMode="Always"))) as node:
+async def test_an_end_is_noted_as_its_device_has_it_until_that_has_another_address() -> None:
+    async with running(await etcd(pool("10.0.0.0/24", blockSize=28, vxlanMode="Always"))) as node:
         await look(node)
-        me = node.state.snapshot.get(Node, "n1")
-        assert me
-        held = me.spec.ipv4_vxlan_tunnel_addr
-        assert held
-        await put(kv, upkeep.with_tunnels(me, {"ipip": None, "vxlan": None, "vxlan-v6": None}))
+        stands = Tunnel(VXLAN, held(node, "vxlan"), OWN, 1450, mac="66:00:00:00:00:01", vni=4096, port=4789)
+        for standing in (stands, replace(stands, address=stands.address + 1), stands):
+            raise_tunnels(node, standing)
+            await look(node)
+            assert ends(node) == {VXLAN: standing.address}
+            assert me(node).spec.vxlan_tunnel_mac_addr == standing.mac
+        raise_tunnels(node)  # it is refused
+        await look(node)
+        assert ends(node) == {}
+        assert me(node).spec.vxlan_tunnel_mac_addr is None
+
+
+@pytest.mark.parametrize("left", [{}, {"as_number": 64512}], ids=["nothing", "an AS number"])
+async def test_a_node_whose_addresses_are_taken_away_carries_no_end_of_ipip_and_stays_readable(
+    left: dict[str, int],
+) -> None:
+    async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))) as node:
+        await look(node)
+        raise_tunnels(node, Tunnel(IPIP, held(node, "ipip"), OWN, 1480))
+        await look(node)
+        bgp = NodeBGP(**left) if left else None
+        await put(kv, me(node).model_copy(update={"spec": me(node).spec.model_copy(update={"bgp": bgp})}))
+        await node.caught_up()
+        for _ in range(2):  # the device lingers
+            await look(node)
+            await node.caught_up()
+        assert (asked.node(me(node)).addresses, ends(node).keys()) == ((), {IPIP} if left else set())
+        raise_tunnels(node)
+        await look(node)
+        assert (ends(node), me(node).spec.bgp) == ({}, bgp)
+
+
+async def test_a_node_that_says_nothing_but_its_end_says_nothing_once_that_is_gone() -> None:
+    async with running(kv := await etcd()) as node:
+        bgp = NodeBGP(ipv4_ipip_tunnel_addr=ip_address("10.0.0.1"))
+        await put(kv, me(node).model_copy(update={"spec": me(node).spec.model_copy(update={"bgp": bgp})}))
         await node.caught_up()
         await look(node)
-        again = node.state.snapshot.get(Node, "n1")
-        assert again
-        assert again.spec.ipv4_vxlan_tunnel_addr == held
+        await node.caught_up()
+        assert me(node).spec.bgp is None
+
+
+async def test_what_a_node_notes_of_its_tunnels_stands_until_the_first_pass_has_tried_to_make_them() -> None:
+    async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, vxlanMode="Always"))) as node:
+        await look(node)
+        end = End(held(node, "vxlan"), "66:00:00:00:00:01")
+        await put(kv, upkeep.with_tunnels(me(node), {VXLAN: end}))
+        await node.caught_up()
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        try:
+            await asyncio.sleep(0)  # it has begun
+            assert ends(node) == {VXLAN: end.address}
+            raise_tunnels(node)
+            async with asyncio.timeout(5):
+                await node.state.until(lambda: not ends(node))
+        finally:
+            task.cancel()
+
+
+async def test_a_node_says_that_it_has_no_sessions_and_what_its_kernel_lacks_as_long_as_that_is_so() -> None:
+    async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))) as node:
+        before = me(node)
+        node.state.bgp = False
+        await upkeep.look_after(node.state, kv, {}, NOW, frozenset({"ipip"}))
+        said = me(node).metadata.annotations
+        assert said == {
+            **before.metadata.annotations,
+            "fabricctl.io/bgp": "off",
+            "fabricctl.io/lacks": "ipip",
+        }
+        assert await stored(kv, keys.HANDLES) == []
+        node.state.bgp = True
+        await put(kv, POOL)
+        await node.caught_up()
+        await look(node)
+        assert me(node) == before
 
 
 async def test_an_empty_block_of_a_pool_that_is_gone_goes_and_one_in_use_stays() -> None:
@@ -135,7 +248,8 @@ async def test_what_ipam_cannot_give_is_a_problem_of_the_node_until_it_can() -> 
 async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() -> None:
     kv = await etcd()
     async with running(kv) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        raise_tunnels(node)
         try:
             kv.down = True
             async with asyncio.timeout(5):
@@ -145,9 +259,98 @@ async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() 
                 await node.state.until(lambda: node.state.snapshot.in_sync)
             await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))
             async with asyncio.timeout(10):
-                await node.state.until(
-                    lambda: "ipip-tunnel-addr-n1" in node.state.snapshot.handles and _noted(node)
-                )
+                await node.state.until(lambda: "ipip-tunnel-addr-n1" in node.state.snapshot.handles)
+                raise_tunnels(node, Tunnel(IPIP, held(node, "ipip"), OWN, 1480))
+                await node.state.until(lambda: IPIP in ends(node))
+        finally:
+            task.cancel()
+
+
+async def test_only_tunnels_that_pools_ask_of_the_node_are_looked_for_until_they_are_found() -> None:
+    tried: list[AbstractSet[Kind]] = []
+    loaded: set[Kind] = {"vxlan"}
+
+    async def missing(kinds: AbstractSet[Kind]) -> dict[Kind, str]:
+        tried.append(kinds)
+        return dict.fromkeys(kinds - loaded, "Operation not supported")
+
+    other = pool("10.1.0.0/24", "other", vxlanMode="Always", nodeSelector="rack == 'elsewhere'")
+    async with running(kv := await etcd(POOL, other)) as node:
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing))
+        raise_tunnels(node)
+        try:
+            async with asyncio.timeout(10):
+                await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))
+                await node.state.until(lambda: "fabricctl.io/lacks" in me(node).metadata.annotations)
+                loaded.add("ipip")
+                await put(kv, pool("10.0.0.0/24", blockSize=28, vxlanMode="Always"))
+                await node.state.until(lambda: "fabricctl.io/lacks" not in me(node).metadata.annotations)
+        finally:
+            task.cancel()
+    kinds = [some for some in tried if some]
+    assert not tried[0]
+    assert (kinds[0], kinds[-1]) == ({"ipip"}, {"ipip", "vxlan"})
+    assert kinds.count({"ipip", "vxlan"}) == 1
+
+
+async def test_what_a_kernel_lacks_stands_while_it_cannot_be_told() -> None:
+    tried: asyncio.Queue[AbstractSet[Kind]] = asyncio.Queue()
+    answers = [{"ipip": "Operation not supported"}, DataplaneError("make an ipip device", errno.ENOMEM), {}]
+
+    async def missing(kinds: AbstractSet[Kind]) -> Mapping[Kind, str]:
+        if not kinds:
+            return {}
+        tried.put_nowait(kinds)
+        if isinstance(answer := answers.pop(0), DataplaneError):
+            raise answer
+        return answer
+
+    def lacks(node: FakeNode) -> bool:
+        return "fabricctl.io/lacks" in me(node).metadata.annotations
+
+    async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))) as node:
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing))
+        raise_tunnels(node)
+        try:
+            async with asyncio.timeout(10):
+                await node.state.until(lambda: lacks(node))
+                for other in ("10.1.0.0/24", "10.2.0.0/24"):
+                    assert await tried.get() == {"ipip"}
+                    assert lacks(node)
+                    await put(kv, pool(other, "other"))
+                await node.state.until(lambda: not lacks(node))
+        finally:
+            task.cancel()
+    assert not answers
+
+
+class Changing(MuteEtcd):
+    """Somebody takes the pool's tunnels away while the node takes an address for them, and the node hears of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node: FakeNode | None = None
+
+    async def commit(self, txn: Txn) -> int:
+        revision = await super().commit(txn)
+        if self.node and any(op.key.startswith(keys.HANDLES) for op in txn.ops):
+            node, self.node = self.node, None
+            await put(self, POOL)
+            await node.caught_up()
+        return revision
+
+
+async def test_what_changes_during_a_look_is_looked_at_soon() -> None:
+    await put(kv := Changing(), POOL)
+    async with running(kv) as node:
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        raise_tunnels(node)
+        try:
+            kv.node = node
+            await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))
+            async with asyncio.timeout(5):
+                await node.state.until(lambda: bool(node.state.snapshot.handles))
+                await node.state.until(lambda: not node.state.snapshot.handles)
         finally:
             task.cancel()
 
@@ -156,7 +359,8 @@ async def test_it_gives_back_a_block_as_its_last_address_goes_where_the_pool_no_
     None
 ):
     async with running(kv := await etcd()) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        raise_tunnels(node)
         try:
             await node.workloads.attach(request("web"))
             await put(kv, pool("10.0.0.0/24", blockSize=28, nodeSelector="rack == 'elsewhere'"))
@@ -166,8 +370,3 @@ async def test_it_gives_back_a_block_as_its_last_address_goes_where_the_pool_no_
                 await node.state.until(lambda: not node.state.snapshot.blocks)
         finally:
             task.cancel()
-
-
-def _noted(node: FakeNode) -> bool:
-    me = node.state.snapshot.get(Node, "n1")
-    return bool(me and me.spec.bgp and me.spec.bgp.ipv4_ipip_tunnel_addr)

@@ -28,6 +28,7 @@ from fabric.ipam.config import IPAMConfig
 from fabric.model.ipreservation import IPReservation
 from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
+from fabric.plan import publish
 from fabric.plan.links import host_name
 from fabric.plan.routes import NextHop, Route, RouteKey
 from fabric.plan.tables import Place
@@ -99,6 +100,29 @@ async def test_a_name_in_use_elsewhere_is_taken_and_the_message_says_where() -> 
             await node.workloads.attach(request("web", 1))
         with pytest.raises(Taken, match="already attached"):
             await node.workloads.attach(request("web", address=ip_address("10.0.0.77")))
+
+
+async def test_of_two_at_once_that_want_a_port_one_has_it() -> None:
+    async with running(await etcd()) as node:
+        wanted = (publish.parse("18080:80"),)
+        both = await asyncio.gather(
+            *(node.workloads.attach(request(name, n, ports=wanted)) for n, name in enumerate(("web", "db"))),
+            return_exceptions=True,
+        )
+        [refused] = [one for one in both if isinstance(one, Taken)]
+        [made] = [one for one in both if isinstance(one, WorkloadEndpoint)]
+        assert f"is published by workload default/{made.spec.workload} of node n1" in str(refused)
+        assert len(node.state.snapshot.endpoints("n1")) == 1
+
+
+async def test_a_port_leads_to_its_workload_as_long_as_that_is_attached() -> None:
+    async with running(await etcd()) as node:
+        chain = Place("nat", "fab-published")
+        made = await node.workloads.attach(request("web", ports=(publish.parse("18080:80"),)))
+        assert f"--to-destination {addresses(made)[0]}:80" in node.tables.rules[4][chain][0]
+        assert node.links.links[made.spec.interface_name or ""].localnet
+        await node.workloads.detach("default", "web")
+        assert chain not in node.tables.rules[4]
 
 
 async def test_an_address_in_use_is_taken_and_the_message_names_the_holder() -> None:

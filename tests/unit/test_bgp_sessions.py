@@ -101,6 +101,36 @@ def test_a_node_without_bgp_takes_no_part_and_nobody_has_a_session_with_it() -> 
     assert of(peer()) == Peerings()
 
 
+SILENT = node("n2", "192.0.2.2/24", said={"bgp": "off"}, labels={"rack": "a"})
+
+
+def test_a_node_on_which_bgp_is_off_has_no_session_on_either_end_whoever_asks() -> None:
+    asked = [
+        toward("all()", "all"),
+        peer("named", peerIP="192.0.2.2", asNumber=64512),
+        peer("meant", node="n2", said={"required": "true"}),
+    ]
+    everything = (ME, SILENT, *asked)
+    assert of(*everything, me="n2") == Peerings()
+    found = of(*everything)
+    assert (ends(found), found.required) == ([], frozenset())
+    assert found.problems == {
+        "BGPPeer named": "peerIP 192.0.2.2 is node n2's, on which BGP is off: no session"
+    }
+
+
+def test_nor_has_it_one_as_somebodys_gateway() -> None:
+    auto = peer("gw", said={"peer": "auto-gateway"}, peerIP=None)
+    here = replace(HERE, gateways=(Gateway(ip_address("192.0.2.2"), "eth0"),))
+    assert ends(of(ME, SILENT, auto, here=here)) == []
+    assert ends(of(ME, auto, here=here)) == ["192.0.2.2"]
+
+
+def test_bgp_is_on_where_the_node_says_so_or_something_that_means_nothing() -> None:
+    for word in ("on", "no"):
+        assert ends(of(ME, node("n2", "192.0.2.2/24", said={"bgp": word}))) == ["192.0.2.2"]
+
+
 @pytest.mark.parametrize(
     ("own", "cluster", "want"), [(65007, 65001, 65007), (None, 65001, 65001), (None, None, 64512)]
 )

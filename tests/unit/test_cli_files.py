@@ -25,6 +25,12 @@ spec:
   cidr: 10.0.0.1/16
   disabled: off
 """
+FELIX = """\
+apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {bpfEnabled: true, natPortRange: "32768:65535"}
+"""
 BROKEN = "kind: IPPool\nspec: [\n"
 WEB = """\
 apiVersion: networking.k8s.io/v1
@@ -108,10 +114,10 @@ def test_what_the_terminal_cannot_write_is_escaped(tmp_path: Path) -> None:
 
 
 def test_validate_warns_of_what_is_kept_and_not_used() -> None:
-    done = fabricctl("validate", "-f", "-", stdin=POOL.replace("/16", "/16, ipipMode: Always"))
+    done = fabricctl("validate", "-f", "-", stdin=FELIX)
     assert (done.returncode, done.stdout) == (0, "1 checked, 0 invalid\n")
-    tunnels = "gives nodes tunnel addresses; traffic is not tunnelled yet"
-    assert done.stderr == f"warning: standard input:1: IPPool pods: spec.ipipMode: {tunnels}\n"
+    what = "FelixConfiguration default: spec.bpfEnabled"
+    assert done.stderr == f"warning: standard input:1: {what}: kept, not used\n"
 
 
 def test_validate_looks_at_what_is_stored_for_kubernetes() -> None:

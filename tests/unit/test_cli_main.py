@@ -12,7 +12,9 @@ import click
 import pytest
 import typer
 
+from fabric.cli import workload
 from fabric.cli.main import app
+from fabric.cli.workload import WorkloadsFormat
 
 HEAVY = {
     "pydantic", "rich", "pyroute2", "iptc", "grpc", "google", "aiohttp", "asyncio", "etcd3", "yaml", "structlog",
@@ -124,6 +126,8 @@ def test_options_that_are_files_and_words_that_are_kinds_are_completed(
         ("workload", "list", "-o", "xml"),
         ("node", "join", "--etcd", "192.0.2.10:2379", "--peer", "tor"),
         ("node", "join", "--etcd", "192.0.2.10:2379", "--pool", "10.0.0.1/24"),
+        ("node", "join", "--etcd", "192.0.2.10:2379", "--bgp", "never"),
+        ("node", "join", "--etcd", "192.0.2.10:2379", "--bgp", "off", "--peer", "192.0.2.1=65000"),
         ("node", "join", "--bogus"),
         ("apply",),
     ],
@@ -177,6 +181,24 @@ def test_options_after_run_belong_to_the_command() -> None:
     assert command == ["ip", "-n", "x", "--label", "a=b", "--help"]
     assert (params["name"], params["namespace"], params["run"]) == ("web", "blue", True)
     assert not params["label"]
+
+
+def test_the_wide_list_has_the_ports_that_are_published(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ("host_ip", "host_port", "port", "protocol")
+    ports = [("", 8080, 80, "tcp"), ("10.10.1.2", 53, 5353, "udp"), ("2001:db8::1", 53, 5353, "udp")]
+    web = {
+        "namespace": "default",
+        "name": "web",
+        "addresses": ["10.0.0.1"],
+        "interface": "fab0",
+        "netns": "/x",
+    }
+    workload._print(
+        [{**web, "ports": [dict(zip(keys, p, strict=True)) for p in ports]}], WorkloadsFormat.WIDE
+    )
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[-1] == "PORTS"
+    assert row.split()[-1] == "8080->80/tcp,10.10.1.2:53->5353/udp,[2001:db8::1]:53->5353/udp"
 
 
 def test_without_run_nothing_is_run() -> None:

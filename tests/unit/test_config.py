@@ -32,7 +32,10 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("config", [Config(("192.0.2.10:2379", "[2001:db8::10]:2379"), "n1"), FULL])
+@pytest.mark.parametrize(
+    "config",
+    [Config(("192.0.2.10:2379", "[2001:db8::10]:2379"), "n1"), Config(("a:1",), "n1", bgp=False), FULL],
+)
 def test_what_is_saved_is_loaded_whole_and_is_for_its_owner_only(tmp_path: Path, config: Config) -> None:
     path = tmp_path / "etc" / "fabricctl.cfg"
     written(path.with_suffix(".new"), "left by a crash").chmod(0o666)
@@ -44,6 +47,19 @@ def test_what_is_saved_is_loaded_whole_and_is_for_its_owner_only(tmp_path: Path,
 
 def test_a_host_that_never_joined_has_saved_nothing(tmp_path: Path) -> None:
     assert saved(tmp_path / "absent") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "bgp"), [("on", True), ("off", False), ('"off"', False), ("true", True), ("false", False)]
+)
+def test_bgp_is_switched_on_or_off_as_either_yaml_says_it(tmp_path: Path, text: str, bgp: bool) -> None:
+    assert load(written(tmp_path / "fabricctl.cfg", f"bgp: {text}"), {}).bgp is bgp
+
+
+@pytest.mark.parametrize("text", ["1", "never", "[off]", ""])
+def test_another_word_for_bgp_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="bgp: must be on or off; nothing was done"):
+        load(written(tmp_path / "fabricctl.cfg", f"bgp: {text}"), {})
 
 
 @pytest.mark.parametrize(

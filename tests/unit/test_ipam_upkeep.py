@@ -16,6 +16,7 @@ from fabric.ipam.records import Affinity, Handle
 from fabric.ipam.types import Address, Prefix
 from fabric.ipam.upkeep import Observed, Step, Upkeep, observe, tunnel_addresses, upkeep
 from fabric.ipam.view import Stored, View, after, joined
+from fabric.model.base import Metadata
 from fabric.model.ippool import IPPool
 
 NOW = datetime(2026, 11, 21, 4, 16, 27, tzinfo=UTC)
@@ -255,9 +256,7 @@ def test_a_node_gets_an_address_for_each_kind_of_tunnel_that_a_pool_of_its_own_w
     assert kinds["ipip-tunnel-addr-n1"] == {"node": "n1", "type": "ipipTunnelAddress"}
 
 
-@pytest.mark.parametrize(
-    "spec", [{"disabled": True}, {"nodeSelector": "rack == 'b'"}, {"ipipMode": "Never"}], ids=str
-)
+@pytest.mark.parametrize("spec", [{"nodeSelector": "rack == 'b'"}, {"ipipMode": "Never"}], ids=str)
 def test_an_address_goes_when_no_pool_wants_the_tunnel_any_more(spec: dict[str, Any]) -> None:
     _, first = run(view(pools=(IPIP,)))
     _, then = run(replace(first, pools=(pool("10.1.0.0/24", "ipip", **{"ipipMode": "Always", **spec}),)))
@@ -278,6 +277,40 @@ def test_an_address_stays_where_it_is_while_its_pool_wants_it() -> None:
     _, first = run(view(pools=(IPIP,)))
     before = pool("10.0.0.0/24", "before", ipipMode="Always")
     assert upkeep(replace(first, pools=(before, IPIP)), {}, NOW, ours).steps == ()
+
+
+def test_a_disabled_pool_gives_no_address_and_takes_none_from_those_who_still_use_its_tunnels() -> None:
+    closed = pool("10.1.0.0/24", "ipip", ipipMode="Always", disabled=True)
+    assert run(view(pools=(closed,)))[0].steps == ()
+    _, first = run(view(pools=(IPIP,)))
+    assert upkeep(replace(first, pools=(closed,)), {}, NOW, ours).steps == ()
+
+
+def test_where_ipip_may_fall_back_on_vxlan_a_node_gets_an_end_of_both_and_one_that_lacks_ipip_of_vxlan() -> (
+    None
+):
+    fallback = IPIP.model_copy(
+        update={"metadata": Metadata(name="ipip", annotations={"fabricctl.io/tunnel-fallback": "vxlan"})}
+    )
+    _, first = run(view(pools=(fallback,)))
+    assert set(addresses(first)) == {"ipip", "vxlan"}
+    then = stored(first, upkeep(first, {}, NOW, ours, frozenset({"ipip"})))
+    assert set(addresses(then)) == {"vxlan"}
+
+
+def test_an_address_that_no_pool_wants_any_more_stays_for_as_long_as_the_device_that_has_it() -> None:
+    _, first = run(view(pools=(IPIP,)))
+    held = addresses(first)["ipip"]
+    changed = replace(first, pools=(pool("10.1.0.0/24", "ipip", vxlanMode="Always"),))
+    then = stored(changed, upkeep(changed, {}, NOW, ours, standing={held}))
+    assert set(addresses(then)) == {"ipip", "vxlan"}
+    assert set(addresses(stored(then, upkeep(then, {}, NOW, ours)))) == {"vxlan"}
+
+
+def test_an_address_stays_where_its_pool_wants_no_tunnel_any_more_and_another_does() -> None:
+    _, first = run(view(pools=(IPIP,)))
+    changed, other = pool("10.1.0.0/24", "ipip"), pool("10.3.0.0/24", "other", ipipMode="Always")
+    assert upkeep(replace(first, pools=(changed, other)), {}, NOW, ours).steps == ()
 
 
 def test_two_tunnels_out_of_one_block_are_one_transaction() -> None:

@@ -81,6 +81,20 @@ def test_with_one_on_lo_the_other_familys_is_there_too() -> None:
     assert elsewhere["spec"]["bgp"]["ipv6Address"] == "2001:db8::3/64"
 
 
+def test_the_node_says_that_it_has_no_sessions_from_the_first_and_takes_it_back() -> None:
+    address = choose_address("10.9.9.9", ADDRESSES)
+    off = node_tree(Request("n1", bgp=False), "id", address, ADDRESSES, None)
+    assert off["metadata"]["annotations"]["fabricctl.io/bgp"] == "off"
+    said = {"name": "n1", "annotations": {"fabricctl.io/bgp": "off"}}
+    was_off = Node.model_validate({"metadata": said})
+    on = node_tree(Request("n1"), "id", address, ADDRESSES, was_off)
+    assert on["metadata"]["annotations"]["fabricctl.io/bgp"] is None
+    assert (
+        "fabricctl.io/bgp"
+        not in node_tree(Request("n1"), "id", address, ADDRESSES, None)["metadata"]["annotations"]
+    )
+
+
 def test_a_peer_that_came_with_the_node_is_met_from_the_uplink_it_is_on() -> None:
     tree = peer_tree("n1", "id", Peer(ip_address("10.1.0.0"), 65000))
     assert tree["metadata"]["annotations"] == {"fabricctl.io/node-id": "id", "fabricctl.io/source": "uplink"}

@@ -93,13 +93,16 @@ async def test_two_pools_of_one_command_may_not_overlap() -> None:
 
 async def test_a_pool_over_a_subnet_of_a_host_is_refused_with_the_interface_or_the_node() -> None:
     kv = FakeEtcd()
-    await put(kv, resource("Node", "n1", bgp={"ipv4Address": "192.0.2.1/24"}))
+    links = [{"name": "eth1", "addresses": ["198.51.100.1/24", "203.0.113.9", "none"]}]
+    await put(kv, resource("Node", "n1", bgp={"ipv4Address": "192.0.2.1/24"}, interfaces=links))
     host = (("interface eth0 of this host", pool("10.0.0.0/20").spec.cidr),)
     [line] = await problems(kv, apply(given(POOL)), host=host)
     assert "overlaps the subnet 10.0.0.0/20 of interface eth0 of this host" in line
     [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))))
     assert "overlaps the subnet 192.0.2.0/24" in line
     assert "node n1" in line
+    [line] = await problems(kv, apply(given(pool("198.51.0.0/16"))))
+    assert "overlaps the subnet 198.51.100.0/24 of interface eth1 of node n1" in line
     own = (("interface eth1 of this host", pool("192.0.2.0/24").spec.cidr),)
     [line] = await problems(kv, apply(given(pool("192.0.2.0/25"))), host=own)  # on the node itself: once
     assert "eth1 of this host" in line
@@ -166,15 +169,16 @@ async def test_cluster_information_is_the_nodes_to_write() -> None:
 
 async def test_what_acts_on_nothing_is_warned_of_by_the_change_that_sets_it() -> None:
     kv = FakeEtcd()
-    tunnelled = [pool(f"10.{n}.0.0/24", f"p{n}", ipipMode="Always") for n in range(3)]
-    [line] = await warnings(kv, *(apply(given(one)) for one in tunnelled))
-    tunnels = "gives nodes tunnel addresses; traffic is not tunnelled yet"
-    assert line == f"x.yaml:1: IPPool p0 and 2 more: spec.ipipMode: {tunnels}"
-    await put(kv, tunnelled[0])
-    kind = kinds.lookup("pool")
-    assert await warnings(kv, label(kind, "p0", None, {"a": "b"}, (), overwrite=False)) == []
-    [line] = await warnings(kv, patch(kind, "p0", None, {"spec": {"ipipMode": "CrossSubnet"}}, "merge"))
-    assert line == f"IPPool p0: spec.ipipMode: {tunnels}"
+    settings = [
+        resource("FelixConfiguration", name, bpfEnabled=True) for name in ("default", "node.a", "node.b")
+    ]
+    [line] = await warnings(kv, *(apply(given(one)) for one in settings))
+    assert line == "x.yaml:1: FelixConfiguration default and 2 more: spec.bpfEnabled: kept, not used"
+    await put(kv, settings[0])
+    kind = kinds.lookup("felixconfig")
+    assert await warnings(kv, label(kind, "default", None, {"a": "b"}, (), overwrite=False)) == []
+    [line] = await warnings(kv, patch(kind, "default", None, {"spec": {"bpfLogLevel": "Info"}}, "merge"))
+    assert line == "FelixConfiguration default: spec.bpfLogLevel: kept, not used"
     await put(kv, resource("FelixConfiguration", "rack"))
     [line] = await warnings(
         kv, label(kinds.lookup("felixconfig"), "rack", None, {"a": "b"}, (), overwrite=False)
@@ -221,3 +225,39 @@ async def test_a_profile_that_endpoints_have_is_missed_by_them() -> None:
         f"Profile kns.shop: 2 endpoints have it; {left}",
         f"Profile own: 1 endpoint has it; {left}",
     ]
+
+
+def workload(name: str, address: str, *ports: dict[str, object], node: str = "n1") -> Resource:
+    return resource("WorkloadEndpoint", name, node=node, ipNetworks=[address], ports=ports)
+
+
+WEB = {"protocol": "TCP", "port": 80, "hostPort": 8080}
+
+
+async def test_a_port_that_another_workload_of_the_node_publishes_is_taken_and_the_holder_named() -> None:
+    kv = FakeEtcd()
+    await put(kv, workload("a", "10.0.0.1/32", WEB))
+    taken = workload("b", "10.0.0.2/32", {**WEB, "hostIP": "192.0.2.1"})
+    [line] = await problems(kv, apply(given(taken)))
+    assert line.startswith("x.yaml:1: WorkloadEndpoint default/b: spec.ports: ")
+    assert "published by workload default/a" in line
+    elsewhere = workload("b", "10.0.0.2/32", WEB, node="n2")
+    other = workload(
+        "c", "10.0.0.3/32", {**WEB, "protocol": "UDP"}, {"name": "web", "protocol": "TCP", "port": 80}
+    )
+    assert await warnings(kv, apply(given(elsewhere)), apply(given(other))) == []
+    gone = delete_named(kinds.lookup("wep"), "a")
+    assert not [line for line in await warnings(kv, gone, apply(given(taken))) if "published" in line]
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("::1", "::1 cannot be published"),
+        ("node1", 'hostIP "node1" is not an address'),
+        ("2001:db8::1", "the workload has no address of that family"),
+    ],
+)
+async def test_what_no_port_can_be_published_at_is_refused(host: str, said: str) -> None:
+    [line] = await problems(FakeEtcd(), apply(given(workload("a", "10.0.0.1/32", {**WEB, "hostIP": host}))))
+    assert said in line

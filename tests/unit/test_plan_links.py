@@ -17,21 +17,25 @@ from fabric.plan.links import (
     Repair,
     Veth,
     apply,
+    as_made,
     container_mac,
     host_name,
     is_ours,
     plan,
 )
+from fabric.plan.mtu import Mtus
 from tests.fakes.links import FakeLinks
 
 
 def veth(workload: str, *addresses: str) -> Veth:
     name, mac = host_name("default", workload), container_mac("default", workload)
-    return Veth(name, f"/run/netns/{workload}", "eth0", mac, tuple(map(ip_address, addresses)), 1500)
+    return Veth(
+        name, f"/run/netns/{workload}", "eth0", mac, tuple(map(ip_address, addresses)), Mtus(1480, 1430)
+    )
 
 
 def sound(wanted: Veth) -> HostLink:
-    return HostLink(wanted.name, 7, True, HOST_MAC, wanted.neighbours, True)
+    return as_made(wanted, 7)
 
 
 def named(*veths: Veth) -> dict[str, Veth]:
@@ -54,6 +58,9 @@ WEB_OK, DB_OK = sound(WEB), sound(DB)
         pytest.param([WEB], [replace(WEB_OK, sysctls=False)], True, [Repair(WEB)], id="sysctl"),
         pytest.param([WEB], [replace(WEB_OK, mac="02:00:00:00:00:01")], True, [Repair(WEB)], id="MAC"),
         pytest.param([WEB], [replace(WEB_OK, neighbours=frozenset())], True, [Repair(WEB)], id="neighbour"),
+        pytest.param([WEB], [replace(WEB_OK, mtu=1500)], True, [Repair(WEB)], id="MTU"),
+        pytest.param([WEB], [replace(WEB_OK, alias="")], True, [Repair(WEB)], id="alias"),
+        pytest.param([WEB], [replace(WEB_OK, localnet=True)], True, [Repair(WEB)], id="localnet"),
         pytest.param([WEB], [replace(WEB_OK, index=9)], True, [], id="another index"),
     ],
 )
@@ -64,6 +71,24 @@ def test_plan(desired: list[Veth], actual: list[HostLink], in_sync: bool, want: 
 def test_a_scope_hides_everything_else() -> None:
     assert plan(named(WEB), {DB.name: DB_OK}, scope={WEB.name}) == [Create(WEB)]
     assert plan(named(WEB), {DB.name: DB_OK}, scope={DB.name}) == [Remove(DB.name)]
+
+
+def test_a_device_takes_the_larger_need_of_the_families_it_has_and_routes_hold_back_the_smaller() -> None:
+    assert (WEB.mtu, WEB.route_mtu(4), WEB.route_mtu(6)) == (1480, 0, 1430)
+    assert WEB.alias == "fab mtu4=1480 mtu6=1430"
+    turned = replace(WEB, mtus=Mtus(1450, 1500))
+    assert (turned.mtu, turned.route_mtu(4), turned.route_mtu(6)) == (1500, 1450, 0)
+    four, six = veth("four", "10.244.1.2"), veth("six", "fd00::2")
+    assert [(each.mtu, each.alias) for each in (four, six)] == [
+        (1480, "fab mtu4=1480"),
+        (1430, "fab mtu6=1430"),
+    ]
+    assert (four.route_mtu(4), six.route_mtu(6)) == (0, 0)
+
+
+def test_what_another_family_needs_changes_no_link_without_it() -> None:
+    assert replace(DB, mtus=Mtus(1480, 1500)).alias == DB.alias
+    assert plan(named(replace(DB, mtus=Mtus(1480, 1500))), {DB.name: DB_OK}) == []
 
 
 def test_names_fit_the_kernel_and_are_recognised() -> None:
@@ -87,7 +112,8 @@ def test_the_link_local_of_host_ends_is_what_their_mac_gives() -> None:
     assert HOST_LINK_LOCAL.packed == b"\xfe\x80" + bytes(6) + derived
 
 
-GOALS = [[], [WEB], [DB], [WEB, DB], [replace(WEB, addresses=(ip_address("10.244.1.9"),))]]
+GOALS = [[], [WEB], [DB], [WEB, DB], [replace(WEB, mtus=Mtus(1400, 1400))]]
+GOALS += [[replace(WEB, addresses=(ip_address("10.244.1.9"),))]]
 
 
 @pytest.mark.parametrize("victim", [None, WEB, DB], ids=["no refusal", "web refused", "db refused"])

@@ -69,15 +69,21 @@ def test_a_scope_hides_everything_else() -> None:
 
 HERE, REMOTE = on("10.244.1.2/32", "fab0"), route("10.244.1.2/32", "192.0.2.11")
 STATIC, HOLE = route("10.244.1.2/32", "192.0.2.12"), blackhole("10.244.1.2/32")
+STORED = route("10.244.1.2/32", "192.0.2.13")
 
 
 @pytest.mark.parametrize(
     ("merged", "want"),
     [
         pytest.param(
-            merge(workloads=[HERE], static=[STATIC], bgp=[REMOTE], blackholes=[HOLE]), HERE, id="local"
+            merge(workloads=[HERE], static=[STATIC], overlay=[STORED], bgp=[REMOTE], blackholes=[HOLE]),
+            HERE,
+            id="local",
         ),
-        pytest.param(merge(static=[STATIC], bgp=[REMOTE], blackholes=[HOLE]), STATIC, id="static"),
+        pytest.param(
+            merge(static=[STATIC], overlay=[STORED], bgp=[REMOTE], blackholes=[HOLE]), STATIC, id="static"
+        ),
+        pytest.param(merge(overlay=[STORED], bgp=[REMOTE], blackholes=[HOLE]), STORED, id="overlay"),
         pytest.param(merge(bgp=[REMOTE], blackholes=[HOLE]), REMOTE, id="bgp"),
         pytest.param(merge(blackholes=[HOLE]), HOLE, id="blackhole"),
     ],
