@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+import yaml
 
 from fabric.lab import expect, faults, verify
-from fabric.lab.expect import Endpoint
+from fabric.lab import source as sources
+from fabric.lab.expect import Endpoint, Expectations
 from fabric.lab.lab import Lab
 from fabric.lab.measure import measure
 from fabric.lab.report import Report
 from tests.scenarios.fabric import SHIPPED
 
 RUNS = 3  # attempts at a valid measurement
+WITHIN = 20.0  # seconds for what has just been asked for
 
 
 def shipped(name: str) -> Lab:
@@ -24,7 +27,20 @@ def shipped(name: str) -> Lab:
 
 def missed(lab: Lab) -> list[str]:
     """Return the expectations that the lab does not meet, with what was found."""
-    results = verify.verify(lab, expect.load(lab.file, lab.topology))
+    return _missed(lab, expect.load(lab.file, lab.topology))
+
+
+def unmet(lab: Lab, text: str, **endpoints: Mapping[str, str]) -> list[str]:
+    """Return those expectations in `text` that the lab does not meet; it has these endpoints beside its own."""
+    beside = expect.beside(lab.file)
+    known = yaml.safe_load(beside.read_text())["endpoints"] | endpoints
+    whole = f"{yaml.safe_dump({'within': WITHIN, 'endpoints': known})}{text}"
+    source = sources.parse(whole, beside, state="nothing was asked")
+    return _missed(lab, expect.resolve(source, lab.topology))
+
+
+def _missed(lab: Lab, expected: Expectations) -> list[str]:
+    results = verify.verify(lab, expected)
     assert results
     return [
         f"{r.expectation.what} {r.expectation.where}: {r.expectation.expected}, not {r.found}"

@@ -40,7 +40,9 @@ def commands(page: Path) -> str:
     return "".join(blocks).replace("make setup\n", "")
 
 
-@pytest.mark.parametrize("page", ["quickstart", "labs", "resources", "ipam", "cli", "bgp", "policy"])
+@pytest.mark.parametrize(
+    "page", ["quickstart", "labs", "resources", "ipam", "cli", "bgp", "policy", "tunnels", "nat"]
+)
 def test_the_page_runs_as_written(folder: Path, page: str) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
