@@ -14,6 +14,7 @@ import structlog
 
 from fabric.agent.drop_log import who
 from fabric.agent.state import State
+from fabric.agent.translation import policed
 from fabric.errors import DataplaneError
 from fabric.kernel.threads import in_thread
 from policy import cut, words
@@ -60,7 +61,7 @@ async def judge_once(state: State, conntrack: Conntrack) -> None:
         return
     site = policing.sites[4]  # the links in it have the addresses of both families
     flows = await conntrack.flows(cut.local(policing.world, site), CUT)
-    change = await in_thread(partial(cut.cut, policing.world, site, flows))
+    change = await in_thread(lambda: cut.cut(policing.world, site, policed(policing.translated, flows)))
     await conntrack.set_mark(change.mark, CUT, CUT)
     await conntrack.set_mark(change.clear, 0, CUT)
     state.judged(len(change.mark))

@@ -168,7 +168,7 @@ async def _try(state: State, tunnel: Tunnel, trial: Trial, ask: Ask) -> None:
 
 async def _wait(state: State, known: _Devices, trials: Mapping[str, Trial]) -> None:
     try:
-        async with asyncio.timeout_at(next_question(devices, trials)):
+        async with asyncio.timeout_at(next_question(known[0], trials)):
             await state.until(lambda: _vxlans(state) != known)
     except TimeoutError:
         pass

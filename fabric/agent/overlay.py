@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import ip_network
@@ -98,13 +99,15 @@ class Row(NamedTuple):
 class Ways:
     """Which tunnel, if any, leads where: `pools` are those that ask for one, `nodes` the others, by name.
 
-    `holders` say which node has a block, or an address of another's block; only where a pool asks for it.
+    `members` are the nodes that a pool selects, by its name, where it does not select all of them. `holders` say which
+    node has a block, or an address of another's block; only where a pool asks for it.
     """
 
     here: Node = field(default_factory=lambda: Node(""))
     nodes: Mapping[str, Node] = field(default_factory=dict)
     pools: tuple[Pool, ...] = ()
     holders: Mapping[Prefix, str] = field(default_factory=dict)
+    members: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def way(self, prefix: Prefix, next_hop: Address) -> Way | None:
         """Return the tunnel into which packets for `prefix` go whose next hop by BGP is given, None for none.
@@ -130,6 +133,13 @@ class Ways:
         found = self._by_prefix.find(prefix.network_address)
         return found if found and found.prefix.prefixlen <= prefix.prefixlen else None
 
+    def asks(self, node: str, encap: Encap) -> bool:
+        """Whether a pool asks for that tunnel to end at the node, whatever may stand there still."""
+        return any(
+            encap in encaps.possible(pool) and node in self.members.get(pool.name, (node,))
+            for pool in self.pools
+        )
+
     def carried(self, pool: Pool, there: Node, next_hop: Address) -> Carried:
         """Return what carries packets for `pool` to the node `there`, whose next hop is given."""
         found = encaps.encapsulation(pool, self.here, there, next_hop)
@@ -137,6 +147,8 @@ class Ways:
             return Carried()
         kind, version = found
         for node in (self.here, there):
+            if not self.asks(node.name, found):
+                return Carried(None, f"pool {pool.name} does not select {node.name}", node.name)
             if kind in node.lacks:
                 return Carried(
                     None, f"the kernel of {node.name} has no {WORDS[kind]} (module {kind})", node.name
@@ -256,7 +268,7 @@ def overlay(node: str, snapshot: Snapshot, settings: Settings, ground: Ground, k
         ways = known.ways
     verdicts = _verdicts(inputs, ways)
     egress = _egress(inputs)
-    tunnels = tuple(_tunnels(inputs, verdicts, egress))
+    tunnels = tuple(_tunnels(inputs, ways, verdicts, egress))
     said = _Said()
     routes = [*_to_far_ends(tunnels), *_to_blocks(inputs, ways, verdicts, said)]
     _tell(inputs, ways, verdicts, said)
@@ -385,7 +397,12 @@ def _ways(inputs: Inputs, tunnelled: tuple[Pool, ...]) -> Ways:
         return Ways()
     always = any(pool.mode == "Always" for pool in tunnelled)
     holders = {**inputs.owners, **inputs.borrowed} if always else {}
-    return Ways(inputs.here, inputs.nodes, tunnelled, holders)
+    return Ways(inputs.here, inputs.nodes, tunnelled, holders, inputs.members)
+
+
+def _selected(inputs: Inputs, pool: Pool) -> AbstractSet[str]:
+    """The nodes that the pool selects, this one with the others."""
+    return inputs.members.get(pool.name, inputs.nodes.keys() | {inputs.here.name})
 
 
 def _verdicts(inputs: Inputs, ways: Ways) -> _Verdicts:
@@ -404,10 +421,13 @@ def _egress(inputs: Inputs) -> int:
     return mtu.egress(ground.foreign_routes, ground.mtus, [*others, *ground.peers], ground.mtu)
 
 
-def _tunnels(inputs: Inputs, verdicts: _Verdicts, egress: int) -> Iterator[Tunnel]:
-    here, wanted = inputs.here, _wanted(inputs, verdicts)
+def _tunnels(inputs: Inputs, ways: Ways, verdicts: _Verdicts, egress: int) -> Iterator[Tunnel]:
+    """What pools ask of this node, and what carries their packets until that stands."""
+    here, used = inputs.here, {found.encap for found in verdicts.values()}
     for encap, address in inputs.ends.items():
-        if encap not in wanted or encap.kind in here.lacks or (own := here.address(encap.version)) is None:
+        if not (encap in used or ways.asks(here.name, encap)):
+            continue
+        if encap.kind in here.lacks or (own := here.address(encap.version)) is None:
             continue
         size = mtu.tunnel(egress, encap)
         if encap.kind == "ipip":
@@ -419,20 +439,6 @@ def _tunnels(inputs: Inputs, verdicts: _Verdicts, egress: int) -> Iterator[Tunne
             if encap in node.ends and (theirs := node.address(encap.version))
         )
         yield Tunnel(encap, address, own.ip, size, here.macs[encap], inputs.vni, inputs.port, far)
-
-
-def _wanted(inputs: Inputs, verdicts: _Verdicts) -> set[Encap]:
-    """What pools ask of this node, and what carries their packets until that stands."""
-    name, members = inputs.here.name, inputs.members
-    wanted = {e for p in inputs.pools if name in members.get(p.name, (name,)) for e in encaps.possible(p)}
-    used = (found.encap for (pool, there), found in verdicts.items() if _are_of(inputs, pool, there))
-    return wanted | {encap for encap in used if encap}
-
-
-def _are_of(inputs: Inputs, pool: str, there: str) -> bool:
-    """Whether the pool selects both this node and the node `there`."""
-    members = inputs.members.get(pool)
-    return members is None or {inputs.here.name, there} <= members
 
 
 def _to_far_ends(tunnels: Iterable[Tunnel]) -> Iterator[Route]:
@@ -519,9 +525,10 @@ def _no_way(inputs: Inputs, there: Node, pool: Pool | None, why: str) -> str:
 def _tell(inputs: Inputs, ways: Ways, verdicts: _Verdicts, said: _Said) -> None:
     """Say what is in the way of tunnels between nodes that are both the pool's."""
     for pool in ways.pools:
-        for name in inputs.nodes:
+        selected = _selected(inputs, pool)
+        for name in inputs.nodes if inputs.here.name in selected else ():
             found = verdicts.get((pool.name, name), Carried())
-            if not found.why or (found.encap and not found.waiting) or not _are_of(inputs, pool.name, name):
+            if not found.why or (found.encap and not found.waiting) or name not in selected:
                 continue
             lacks = inputs.nodes.get(found.blame, inputs.here).lacks
             said.say(found.blame, _no_tunnel(pool, found, lacks), waiting=found.waiting)
@@ -538,11 +545,8 @@ def _no_tunnel(pool: Pool, found: Carried, lacks: frozenset[Kind]) -> str:
 def _rows(inputs: Inputs, ways: Ways, verdicts: _Verdicts) -> tuple[Row, ...]:
     rows = set()
     for pool in ways.pools:
-        members = inputs.members.get(pool.name)
-        outside = members is not None and inputs.here.name not in members
-        for name in inputs.nodes if members is None else members & inputs.nodes.keys():
+        for name in _selected(inputs, pool) & inputs.nodes.keys():
             found = verdicts.get((pool.name, name), Carried())
             carried = found.encap.kind if found.encap else "native"
-            why = f"pool {pool.name} does not select {inputs.here.name}" if outside else found.why
-            rows.add(Row(name, pool.prefix.version, carried, why))
+            rows.add(Row(name, pool.prefix.version, carried, found.why))
     return tuple(sorted(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from bgp.rib import prefix_order
@@ -27,6 +27,7 @@ WAITS_AT_MOST = 30.0  # seconds that the far end of a tunnel may take before tha
 def status(state: State, now: float) -> Json:
     """Return the node's state at `now` (Unix epoch): readiness, datastore, sessions, blocks, problems."""
     me = state.snapshot.get(Node, state.node)
+    of_bgp = [*_absence(state), *_lines(state.desired.peerings.problems)]
     return {
         "node": state.node,
         "ready": state.ready,
@@ -59,20 +60,28 @@ def status(state: State, now: float) -> Json:
         # Once each: what policy holds back has the same reason for all.
         "refused": [*filter(None, [state.fault]), *dict.fromkeys(map(str, state.outcome.refused.values()))],
         "problems": [
-            *_absence(state),
+            *of_bgp,
             *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),
-            *(f"{key}: {why}" for key, why in sorted(_unread(state.snapshot).items())),
-            *(f"{name}: {why}" for name, why in sorted(state.desired.peerings.problems.items())),
-            *(f"{name}: {why}" for name, why in sorted(_of_tunnels(state, now).items())),
-            *(f"{name}: {why}" for name, why in sorted(state.policy_problems.items())),
+            *_lines(_unread(state.snapshot)),
+            *_lines(_of_tunnels(state, now)),
+            *_lines(state.policy_problems),
         ],
+        "bgp_problems": of_bgp,
     }
+
+
+def _lines(problems: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {why}" for name, why in sorted(problems.items())]
 
 
 def _of_tunnels(state: State, now: float) -> dict[str, str]:
     """Return what is wrong with ways through tunnels; that the other end is still being made is nothing for a while."""
     lasting = {name: why for name, (why, since) in state.waiting.items() if now - since >= WAITS_AT_MOST}
-    return {**lasting, **state.routing.overlay.problems}
+    problems = state.routing.overlay.problems
+    return {
+        name: "; ".join(said[name] for said in (problems, lasting) if name in said)
+        for name in problems.keys() | lasting.keys()
+    }
 
 
 def _absence(state: State) -> list[str]:

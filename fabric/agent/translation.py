@@ -28,7 +28,7 @@ from fabric.plan.tables import VERSIONS, Version
 from fabric.plan.tunnels import Tunnel
 from policy import form
 from policy.flows import Flow
-from policy.form import TCP, Line, Rendered
+from policy.form import TCP, UDP, Line, Rendered
 from policy.site import first
 
 
@@ -142,6 +142,23 @@ def _rendered(made: Produced) -> Rendered:
     )
 
 
+def policed(wanted: Translation, flows: Collection[Flow]) -> Collection[Flow]:
+    """Return `flows` but for those that carry tunnels' packets between nodes, of which no policy decides."""
+    outer = {
+        (one.encap.version, *((UDP, one.port) if one.encap.kind == "vxlan" else (guards.IPIP, 0)))
+        for one in wanted.tunnels
+    }
+    own, nodes = wanted.publishing.local, wanted.nodes | wanted.publishing.local
+
+    def carries(flow: Flow) -> bool:
+        first = flow.original
+        ends = {first.source, first.destination}
+        kind = first.source.version, first.protocol, first.destination_port
+        return kind in outer and ends <= nodes and not ends.isdisjoint(own)
+
+    return [flow for flow in flows if not carries(flow)] if outer else flows
+
+
 def touched(before: Publishing | None, now: Publishing) -> frozenset[Address]:
     """Return the ends of connections that may go another way `now` than they did `before`, None if that is unknown."""
     if before is None:
@@ -156,7 +173,7 @@ def astray(before: Publishing | None, now: Publishing, flows: Collection[Flow]) 
 
     A connection is asked about by its first packet alone: UDP from one port goes on for ever to where a container was.
     Connections of TCP that were not led anywhere are the host's own. Where it is not known what was there before,
-    whatever is led to a container may be of a port that has gone.
+    whatever is led to a container may be of a port that has gone; TCP comes to an end by itself then.
     """
     changed = set(before.ports if before else ()) ^ set(now.ports)
     at = {(PROTOCOLS[one.protocol], one.host_port) for one in changed}
@@ -167,10 +184,10 @@ def astray(before: Publishing | None, now: Publishing, flows: Collection[Flow]) 
         asked = first_packet.destination, first_packet.destination_port
         led = flow.reply.source, flow.reply.source_port
         changes = (first_packet.protocol, first_packet.destination_port) in at
-        local = first_packet.destination in now.local
-        host_s = changes and local and led == asked and first_packet.protocol != TCP
+        lasting = first_packet.destination in now.local and first_packet.protocol != TCP
+        host_s = changes and lasting and led == asked
         if before is None:
-            ours = local and led != asked and any(led[0] in prefix for prefix in now.inside)
+            ours = lasting and led != asked and any(led[0] in prefix for prefix in now.inside)
         else:
             ours = changes and led in gone
         if (host_s or ours) and led != (target(now.ports, first_packet.protocol, *asked) or asked):

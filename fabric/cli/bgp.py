@@ -90,9 +90,7 @@ def _peers_here(form: PeersFormat, at: Path = AGENT_SOCKET) -> None:
 
 def _warn(status: Json) -> None:
     """Say what of BGP's resources is not done, also where no session tells of it."""
-    from fabric.ops import findings
-
-    for problem in findings.bgp_problems(status):
+    for problem in status["bgp_problems"]:
         output.note(f"warning: {problem}")
 
 

@@ -258,7 +258,7 @@ def check(context: typer.Context, form: Output = Format.TABLE) -> None:
         found = asyncio.run(op.findings_here(cluster, node, config.etcd)) + found
     with suppress(AgentError):  # none runs
         status = client.call("GET", "/v1/status")
-        found += [*findings.of_sessions(status["sessions"]), *findings.of_resources(status)]
+        found += [*findings.of_sessions(status["sessions"]), *findings.of_resources(status["bgp_problems"])]
     if not config.etcd:
         output.note(
             "the datastore was not looked at: no etcd endpoint is configured; give --etcd before `node`"

@@ -42,13 +42,12 @@ async def ask(tunnel: Tunnel, far: Address, patience: float = PATIENCE) -> Answe
         async with asyncio.timeout(patience):
             back = await _echoed(tunnel, far, payload)
     except TimeoutError:
-        back = b"not whole"
+        answered = await icmp.usable(far, icmp.SMALLEST[far.version]) is not None
+        return Answer.ECHO_ONLY if answered else Answer.UNKNOWN
     except OSError:  # refused: it has no such listener, as Calico's nodes; or nobody is to be reached
         return Answer.UNKNOWN
-    if back in (payload, b""):  # nothing: it does not know of us yet
-        return Answer.WHOLE if back else Answer.UNKNOWN
-    answered = await icmp.usable(far, icmp.SMALLEST[far.version]) is not None
-    return Answer.ECHO_ONLY if answered else Answer.UNKNOWN
+    # Nothing: it does not know of us yet. Something else: of a listener that is not ours.
+    return Answer.WHOLE if back == payload else Answer.UNKNOWN
 
 
 async def _echoed(tunnel: Tunnel, far: Address, payload: bytes) -> bytes:
@@ -58,7 +57,7 @@ async def _echoed(tunnel: Tunnel, far: Address, payload: bytes) -> bytes:
         await loop.sock_sendall(sock, payload)
         sock.shutdown(socket.SHUT_WR)
         back = b""
-        while part := await loop.sock_recv(sock, SIZE):
+        while len(back) <= SIZE and (part := await loop.sock_recv(sock, SIZE)):
             back += part
         return back
 

@@ -141,7 +141,7 @@ async def _missing_for_policy() -> list[str]:
 
 
 def lacking(trials: Mapping[Kind, Callable[[IPRoute], object]]) -> dict[Kind, str]:
-    """Return what `missing_tunnels` does, having made each kind by its trial; this thread has a namespace of its own then."""
+    """Return what `missing_tunnels` does, with a trial for each kind; this thread is in a namespace of its own then."""
     if _unshare():
         return {}  # said by `missing_features`
     refused = dict(_refused(trials))

@@ -557,16 +557,10 @@ def of_sessions(sessions: Iterable[Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
-def bgp_problems(status: Mapping[str, Any]) -> list[str]:
-    """Return what the agent does not do of BGPPeers, BGPConfigurations and its Node's BGP, of its /v1/status."""
-    of_bgp = ("BGPPeer ", "BGPConfiguration ", f"Node {status['node']}:")
-    return [problem for problem in status["problems"] if problem.startswith(of_bgp)]
-
-
-def of_resources(status: Mapping[str, Any]) -> list[Finding]:
-    """Return a finding for each of `bgp_problems`."""
+def of_resources(problems: Iterable[str]) -> list[Finding]:
+    """Return a finding for each thing that the agent says it does not do of BGP's resources and its Node."""
     cure = "correct the resource, or give it what it names; `fabricctl bgp peers` says it no longer when it is done"
-    return [Finding("FAB1805", problem, cure) for problem in bgp_problems(status)]
+    return [Finding("FAB1805", problem, cure) for problem in problems]
 
 
 def address_choice(addresses: Iterable[HostAddress], version: int) -> Finding | None:

@@ -81,20 +81,19 @@ class Node:
         return next((held for held in self.addresses if held.version == version), None)
 
 
-def encapsulation(pool: Pool | None, here: Node, there: Node | None, next_hop: Address) -> Encap | None:
-    """Return what carries packets for an address in `pool` to `next_hop`, None where they go as they are.
+def encapsulation(pool: Pool, here: Node, there: Node, next_hop: Address) -> Encap | None:
+    """Return what carries packets for an address in `pool` to the node `there`, None where they go as they are.
 
-    `there` is the node that has `next_hop`, None where no node has it: a router.
+    `next_hop` is the node's own address, or that of a router which leads to it.
     """
-    if pool is None or pool.kind is None or pool.mode == "Never":
+    if pool.kind is None or pool.mode == "Never":
         return None
     if pool.mode == "CrossSubnet" and same_subnet(here, next_hop):
         return None
     kind = pool.kind
-    if kind == "ipip" and pool.fallback and "ipip" in here.lacks | (there.lacks if there else frozenset()):
+    if kind == "ipip" and pool.fallback and "ipip" in here.lacks | there.lacks:
         kind = "vxlan"
-    version: Version = 4 if pool.prefix.version == 4 else 6
-    return Encap(kind, version)
+    return Encap(kind, _version(pool))
 
 
 def possible(pool: Pool) -> frozenset[Encap]:
@@ -102,8 +101,11 @@ def possible(pool: Pool) -> frozenset[Encap]:
     if pool.kind is None or pool.mode == "Never":
         return frozenset()
     kinds: set[Kind] = {pool.kind, "vxlan"} if pool.fallback else {pool.kind}
-    version: Version = 4 if pool.prefix.version == 4 else 6
-    return frozenset(Encap(kind, version) for kind in kinds)
+    return frozenset(Encap(kind, _version(pool)) for kind in kinds)
+
+
+def _version(pool: Pool) -> Version:
+    return 4 if pool.prefix.version == 4 else 6
 
 
 def same_subnet(here: Node, address: Address) -> bool:

@@ -1,11 +1,12 @@
 """Decide the rules around this node's tunnel devices: who may send through them, and what fits. Pure.
 
     filter INPUT        protocol 4 and the VXLAN port, from the nodes alone; the probe of checksums, from far ends
-    filter OUTPUT       that probe, to far ends: policy of a host endpoint that kept it would pass for a broken link
+    filter OUTPUT       the same, out to these: policy of a host endpoint is not asked about what carries packets that
+                        had their own, and a probe that it kept back would pass for a broken link
     mangle FORWARD      TCP's segments fit the tunnel
     nat    POSTROUTING  what the host sends through a tunnel comes from the tunnel's address: answers come by it too
 
-Source: calico-semantics §9 (filter INPUT, nat).
+Source: calico-semantics §9 (filter INPUT, OUTPUT, nat).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fabric.plan.tables import Version
 from fabric.plan.tunnels import Tunnel
 
 PROBE_PORT: Final = 14789  # TCP, on the VXLAN devices: what asks whether checksums survive the tunnel
+IPIP: Final = 4  # the protocol's number
 _SYN: Final = "-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu"
 
 
@@ -33,10 +35,7 @@ def produce(version: Version, tunnels: Collection[Tunnel], nodes: frozenset[Addr
     hooks = (
         Hook("filter", "INPUT", "fab-tunnels", tuple(line for one in here for line in _taken(version, one))),
         Hook(
-            "filter",
-            "OUTPUT",
-            "fab-tunnel-probe",
-            tuple(line for one in here for line in _probe(version, one, "-o", "dst")),
+            "filter", "OUTPUT", "fab-tunnels-out", tuple(line for one in here for line in _sent(version, one))
         ),
         Hook("mangle", "FORWARD", "fab-tunnel-mss", tuple(line for one in here for line in _fitting(one))),
         Hook(
@@ -51,13 +50,23 @@ def produce(version: Version, tunnels: Collection[Tunnel], nodes: frozenset[Addr
 
 
 def _taken(version: Version, tunnel: Tunnel) -> Iterator[str]:
-    vxlan = tunnel.encap.kind == "vxlan"
-    match = f"-p udp -m udp --dport {tunnel.port}" if vxlan else "-p 4"
     # A workload that took a node's address is not let in here: whether it may send from it is asked later.
+    match = _outer(tunnel)
     known = f"-m set --match-set fab{version}-tunnel-nodes src -m addrtype --dst-type LOCAL"
     yield f"! -i {LINKS} {match} {known} -j ACCEPT"
     yield f"{match} -j DROP"
     yield from _probe(version, tunnel, "-i", "src")
+
+
+def _sent(version: Version, tunnel: Tunnel) -> Iterator[str]:
+    known = f"-m set --match-set fab{version}-tunnel-nodes dst -m addrtype --src-type LOCAL"
+    yield f"{_outer(tunnel)} {known} -j ACCEPT"
+    yield from _probe(version, tunnel, "-o", "dst")
+
+
+def _outer(tunnel: Tunnel) -> str:
+    """Return the match of what the tunnel's packets are carried in."""
+    return f"-p udp -m udp --dport {tunnel.port}" if tunnel.encap.kind == "vxlan" else f"-p {IPIP}"
 
 
 def _probe(version: Version, tunnel: Tunnel, way: str, end: str) -> Iterator[str]:

@@ -5,7 +5,8 @@
     nat  POSTROUTING         from 127/8, or from a container to itself: from the node's own address instead
 
 Policy stands between, and sees the container's port and the client's address. `::1` cannot be published: IPv6 has no
-route_localnet, and the answers that are for ::1 again when they come by a link are dropped.
+route_localnet, and the answers that are for ::1 again when they come by a link are dropped. Nor can an address of
+fe80::/10: what comes from another is not forwarded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _WRITTEN: Final = re.compile(
     r"((?P<host>[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<at>[0-9]{1,5}):(?P<port>[0-9]{1,5})(/(?P<protocol>\w+))?"
 )
 _LOOPBACK: Final = "127.0.0.0/8"
+_LINK_LOCAL: Final = "fe80::/10"
 
 
 class Published(NamedTuple):
@@ -160,6 +162,11 @@ def _impossible(port: EndpointPort) -> str:
             "::1 cannot be published: the kernel drops the answers, which come for ::1 by a link; publish at "
             "127.0.0.1, or at an IPv6 address of a link of the node"
         )
+    if at and at.version == 6 and at.is_link_local:
+        return (
+            f"{at} cannot be published: the kernel forwards nothing between one link's own addresses and a container; "
+            "publish at another IPv6 address of the node"
+        )
     return ""
 
 
@@ -195,7 +202,8 @@ def produce(
     """Return the rules of one family. `own` is the node's address of it; `guarded` has 127/8 closed in any case."""
     here = sorted((one for one in ports if one.address.version == version), key=_order)
     local = "-m addrtype --dst-type LOCAL" + (" ! -d ::1" if version == 6 else "")
-    to = tuple(map(_dnat, here))
+    # Left to the host, which refuses at once: led away, no answer would ever come.
+    to = (*((f"-d {_LINK_LOCAL} -j RETURN",) if version == 6 and here else ()), *map(_dnat, here))
     back = f"-j SNAT --to-source {own}" if own else "-j MASQUERADE"
     addresses = list(dict.fromkeys(one.address for one in here))
     sources = [f"-s {_LOOPBACK} {back}"] if version == 4 and here else []

@@ -9,17 +9,22 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from fabric.config import Config
+from fabric.errors import DataplaneError
 from fabric.kernel import facts, probe
 from fabric.kernel.facts import Listener, Vxlan
+from fabric.kernel.threads import in_thread
 from fabric.ops import check
 from fabric.ops.findings import Cluster, Finding, judge
 from fabric.ops.managers import NETWORKD_SNIPPET, NM_SNIPPET
+from fabric.plan.encap import Kind
 from fabric.store.etcd import connect
 from tests.contract.etcd_server import EtcdServer
 from tests.contract.netns import Namespace
@@ -211,3 +216,15 @@ def test_a_rule_that_the_kernel_does_not_know_is_named(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     [said] = host.run(probe.missing_features())
     assert "rule `-p tcp -m multiport --dports 80,443 -j RETURN` in table filter: Invalid argument" in said
+
+
+async def test_a_kernel_lacks_a_kind_of_tunnel_only_where_it_says_that_it_knows_none() -> None:
+    unknown: dict[Kind, Callable[[IPRoute], object]] = {
+        "ipip": lambda ip: ip.link("add", ifname="probe9", kind="no-such-kind")
+    }
+    assert await in_thread(partial(probe.lacking, unknown)) == {"ipip": "Operation not supported"}
+    held: dict[Kind, Callable[[IPRoute], object]] = {
+        "vxlan": lambda ip: ip.link("add", ifname="lo", kind="dummy")
+    }
+    with pytest.raises(DataplaneError, match=r"whether the kernel has vxlan: .*EEXIST.*not known yet"):
+        await in_thread(partial(probe.lacking, held))

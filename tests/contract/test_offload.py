@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -142,6 +142,25 @@ def test_who_is_no_far_end_is_not_answered(spaces: list[Namespace]) -> None:
         node.put_up(offload=True)
     two.tunnel = replace(two.tunnel, far=frozenset())
     assert answer(one, two) is Answer.UNKNOWN
+
+
+def test_what_another_listener_says_tells_nothing_however_much_it_is(spaces: list[Namespace]) -> None:
+    one, two = nodes(spaces, 4)
+    bridged(spaces[2])
+    for node in one, two:
+        node.put_up(offload=True)
+
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError):
+            while True:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+
+    server = two.space.run(asyncio.start_server(say, str(two.tunnel.address), PROBE_PORT))
+    try:
+        assert one.space.run(offload.ask(one.tunnel, one.far)) is Answer.UNKNOWN
+    finally:
+        two.space.call(server.close)
 
 
 def test_who_asks_and_sends_nothing_is_left_after_a_while(spaces: list[Namespace]) -> None:

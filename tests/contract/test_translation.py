@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
 from fabric.plan.encap import IPIP, VXLAN, VXLAN6
 from fabric.plan.guards import PROBE_PORT
 from fabric.plan.tunnels import Far, Tunnel
+from policy.marks import CUT
 from tests.contract.netns import Namespace
 from tests.contract.whole_node import (
     N1,
@@ -67,6 +69,12 @@ def felix(**spec: object) -> FelixConfiguration:
     return FelixConfiguration.model_validate({"metadata": {"name": "default"}, "spec": spec})
 
 
+def _link_local_neighbour(router: Namespace) -> tuple[str, int]:
+    """Port 8080 of the other end of eth0, by its link's own address."""
+    [address] = re.findall(r"fe80:[0-9a-f:]+", router.command("ip", "-6", "address", "show", "dev", "eth0"))
+    return f"{address}%eth0", 8080
+
+
 def test_a_published_port_of_tcp_is_reached_from_everywhere(node: WholeNode) -> None:
     web, other = node.container(), node.container()
     theirs = addresses(node.attach("other", other))
@@ -81,8 +89,10 @@ def test_a_published_port_of_tcp_is_reached_from_everywhere(node: WholeNode) -> 
             assert seen_by(server, other, me, 80) == neighbour  # nothing is translated that is not published
         assert seen_by(server, node.router, "127.0.0.1") == N1
         assert seen_by(server, node.outside, SPARE) == N2
-        with pytest.raises(ConnectionRefusedError):  # at once: led away, no answer would ever come
-            node.router.call(partial(socket.create_connection, ("::1", 8080), WAIT))
+        link_local = _link_local_neighbour(node.router)
+        for space, own_only in ((node.router, ("::1", 8080)), (node.outside, link_local)):
+            with pytest.raises(ConnectionRefusedError):  # at once: led away, no answer would ever come
+                space.call(partial(socket.create_connection, own_only, WAIT))
         node.detach("web")
         for space in (node.outside, node.router, other):
             assert closed(server, space, N1)
@@ -365,6 +375,46 @@ def test_the_probe_of_checksums_gets_out_whatever_a_host_endpoint_says(node: Who
     with tcp_server(far, PROBE_PORT) as server, tcp_server(far, 80) as other:
         assert seen_by(server, node.router, "10.65.7.1", PROBE_PORT) == "10.65.200.1"
         assert closed(other, node.router, "10.65.7.1", 80)
+
+
+def test_a_tunnels_packets_get_out_to_nodes_whatever_a_host_endpoint_says(node: WholeNode) -> None:
+    link = {"node": "n1", "interfaceName": "eth0", "expectedIPs": [N1, N1_V6]}
+    # Without these the tunnels' packets were open by themselves.
+    node.change(
+        felix(failsafeOutboundHostPorts=[], failsafeInboundHostPorts=[]),
+        HostEndpoint.model_validate({"metadata": {"name": "eth0"}, "spec": link}),
+    )
+    with (
+        udp_socket(node.router) as sender,
+        _raw(node.router) as ipip,
+        udp_socket(node.outside, 4789) as far,
+        _raw(node.outside) as far_ipip,
+    ):
+        for tunnels in (False, True):
+            if tunnels:
+                node.tunnels(VXLAN_END, IPIP_END, VXLAN6_END)
+            for to in (N2, STRANGER):
+                found = tunnels and to == N2
+                assert _arrives(sender, (f"::ffff:{to}", 4789), far) is found
+                assert _arrives(ipip, (to, 0), far_ipip) is found
+            for to in (N2_V6, STRANGER_V6):
+                assert _arrives(sender, (to, 4789), far) is (tunnels and to == N2_V6)
+            assert not _arrives(sender, (f"::ffff:{N2}", 4790), far)
+        node.judge()
+        flows = "-p", "udp", "-d", N2, "--dport", "4789"
+        assert f"mark={CUT}" not in node.router.command("conntrack", "-L", *flows)
+        # Nor is one that was cut before there was a tunnel.
+        node.router.command("conntrack", "-U", *flows, "-m", f"{CUT:#x}/{CUT:#x}")
+        assert f"mark={CUT}" in node.router.command("conntrack", "-L", *flows)
+        assert _arrives(sender, (f"::ffff:{N2}", 4789), far)
+
+
+def _arrives(sender: socket.socket, to: tuple[str, int], server: socket.socket) -> bool:
+    try:
+        sender.sendto(b"x" * 20, to)
+    except PermissionError:  # the packet was dropped here
+        return False
+    return _hears(server)
 
 
 def _stands_in(node: WholeNode, tunnel: Tunnel, far: Namespace) -> None:

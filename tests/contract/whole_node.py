@@ -14,6 +14,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final, NamedTuple, Self
 
+from fabric.agent import live
 from fabric.agent.endpoint import Request
 from fabric.agent.host import read_host
 from fabric.agent.passes import Outcome, Passes
@@ -150,6 +151,11 @@ class WholeNode:
         """Have the rules for these; devices are the test's."""
         self.state.tunnels = {tunnel.name: tunnel for tunnel in tunnels}
         self.router.run(self._pass())
+
+    def judge(self) -> None:
+        """Have live connections judged by what is in force."""
+        _, _, conntrack = self._drivers
+        self.router.run(live.judge_once(self.state, conntrack))
 
     def container(self) -> Namespace:
         return self._owned.enter_context(Namespace())

@@ -95,6 +95,7 @@ def test_a_node_that_leaves_takes_its_tunnel_along(cross: Lab) -> None:
     cross.exec("node3", ["fabricctl", "workload", "del", "db"])
     cross.exec("node3", ["fabricctl", "node", "leave"])
     assert tunnels(cross, "node3") == []
+    assert cross.exec("node3", ["ip", "route", "show", "table", "all", "proto", "143"]).stdout == ""
     assert cross.exec("node3", pmtu).stdout.strip() == "0"
     left = [cross.exec("node3", [tool]).stdout for tool in ("iptables-save", "ip6tables-save")]
     assert "fab" not in "".join([*left, cross.exec("node3", ["ipset", "save"]).stdout])
@@ -121,6 +122,58 @@ def test_a_restarted_agent_finds_its_tunnels_and_moves_no_packet(cross: Lab) -> 
     report = measured(cross, flows, kill)
     assert [flow for flow in report.flows if flow.lost] == []
     assert missed(cross) == []
+
+
+@pytest.mark.alone
+def test_an_agent_that_starts_while_etcd_is_away_takes_nothing_of_its_tunnels_away(cross: Lab) -> None:
+    flows = [Endpoint("web", "node1", "web"), Endpoint("db", "node3", "db")]
+    before = of_tunnels(cross, "node1")
+    assert all(before.values()), before
+    there: list[Mapping[str, str]] = []
+
+    def restart() -> str:
+        cross.exec("etcd", ["iptables", "-I", *NO_ETCD])
+        try:
+            until(lambda: not agents_status(cross)["datastore"]["in_sync"])
+            said = faults.kill(cross, "agent", "node1")
+            until(lambda: agents_status(cross)["datastore"]["copied"])
+            # A whole pass has been, and nothing was refused.
+            until(lambda: "no pass has gone through" not in agents_status(cross)["missing"])
+            assert agents_status(cross)["refused"] == []
+            there.append(of_tunnels(cross, "node1"))
+        finally:
+            cross.exec("etcd", ["iptables", "-D", *NO_ETCD])
+        until(lambda: agents_status(cross)["ready"])
+        return said
+
+    report = measured(cross, flows, restart)
+    assert [flow for flow in report.flows if flow.lost] == []
+    assert [*there, of_tunnels(cross, "node1")] == [before] * (len(there) + 1)
+    assert missed(cross) == []
+
+
+NO_ETCD = ("INPUT", "-p", "tcp", "--dport", "2379", "-j", "REJECT", "--reject-with", "tcp-reset")
+
+
+def agents_status(lab: Lab) -> Any:
+    """Return what the agent of node1 says of itself, once one answers."""
+    answer = ["fabricctl", "node", "status", "-o", "json"]
+    return json.loads(until(lambda: lab.exec("node1", answer, check=False).stdout))
+
+
+def of_tunnels(lab: Lab, node: str) -> dict[str, str]:
+    """Return what of tunnels the node's kernel holds: device, far ends, routes, rules and their sets."""
+    commands = {
+        "device": "ip -d address show dev vxlan.fabric",
+        "fdb": "bridge fdb show dev vxlan.fabric",
+        "neighbours": "ip neigh show dev vxlan.fabric nud permanent",
+        "routes": "ip route show proto 143",
+        "rules": "iptables-save",
+        "sets": "ipset save",
+    }
+    held = {what: lab.exec(node, command.split()).stdout for what, command in commands.items()}
+    held["rules"] = "\n".join(line for line in held["rules"].splitlines() if line.startswith("-A fab-tunnel"))
+    return {what: "\n".join(sorted(text.splitlines())) for what, text in held.items()}
 
 
 def shown(lab: Lab, node: str, *words: str) -> list[Mapping[str, Any]]:

@@ -217,6 +217,25 @@ def test_of_nodes_that_the_pool_does_not_select_there_is_nothing_to_say() -> Non
     assert found.rows == (Row("n3", 4, "native", "pool v4 does not select n1"),)
 
 
+@pytest.mark.parametrize("racked", [1, 3])
+def test_a_tunnel_that_still_stands_at_a_node_that_no_pool_asks_it_of_any_more_is_left_at_once(
+    racked: int,
+) -> None:
+    labels = {"labels": {"rack": "a"}}
+    nodes = [node(number, *ALL) for number in (1, 3)]
+    nodes = [
+        one.model_copy(update={"metadata": one.metadata.model_copy(update=labels)})
+        if one.metadata.name == f"n{racked}"
+        else one
+        for one in nodes
+    ]
+    chosen = pool(4, vxlanMode="Always", nodeSelector="has(rack)")
+    for name, number in (("n1", 3), ("n3", 1)):
+        found = made(stored(*nodes, chosen, ends=ALL), name=name)
+        assert found.ways.way(block(number), address(own_address(number))) is None
+        assert (found.problems, found.waiting) == ({}, {})
+
+
 # Routes
 
 Written: TypeAlias = Mapping[keys.Key, str | None]

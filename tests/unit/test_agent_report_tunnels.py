@@ -50,13 +50,17 @@ def test_a_tunnel_is_up_or_not_made_or_lingers(
 
 def test_that_the_other_end_is_still_being_made_is_a_problem_once_it_lasts() -> None:
     found = state((), (), problems={"Node n3": "has no IPIP"})
-    found.waiting = {"Node n2": ("n2 has no end of VXLAN yet", NOW)}
+    found.waiting = {f"Node n{n}": (f"n{n} has no end of VXLAN yet", NOW) for n in (2, 3)}
     lasting = NOW + report.WAITS_AT_MOST
     for now, problems in (
         (lasting - 1, ["Node n3: has no IPIP"]),
-        (lasting, ["Node n2: n2 has no end of VXLAN yet", "Node n3: has no IPIP"]),
+        (
+            lasting,
+            ["Node n2: n2 has no end of VXLAN yet", "Node n3: has no IPIP; n3 has no end of VXLAN yet"],
+        ),
     ):
-        assert report.status(found, now)["problems"] == problems
+        said = report.status(found, now)
+        assert (said["problems"], said["bgp_problems"]) == (problems, [])
 
 
 def test_the_rules_are_about_tunnels_that_stand_and_that_are_to() -> None:

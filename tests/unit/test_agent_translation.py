@@ -10,13 +10,13 @@ from fabric.agent import translation
 from fabric.agent.policing import policing
 from fabric.agent.policing import with_own as policy_with_own
 from fabric.agent.snapshot import Snapshot
-from fabric.agent.translation import Publishing, Translation, astray, touched
+from fabric.agent.translation import Publishing, Translation, astray, policed, touched
 from fabric.model.base import Resource
 from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
-from fabric.plan.encap import IPIP
+from fabric.plan.encap import IPIP, VXLAN, Address
 from fabric.plan.publish import Published
 from fabric.plan.tables import Place
 from fabric.plan.tunnels import Tunnel
@@ -188,7 +188,7 @@ HERE = ip_address("192.0.2.1")
         pytest.param(ONE, NONE, led(UDP, NEW, 5353), False, id="led by somebody else's rule"),
         pytest.param(ONE, ONE, led(UDP, OLD, 5353), False, id="no change"),
         pytest.param(None, NONE, led(UDP, OLD, 5353), True, id="restarted, gone"),
-        pytest.param(None, NONE, led(TCP, OLD, 80, at=8080), True, id="restarted, gone, TCP"),
+        pytest.param(None, NONE, led(TCP, OLD, 80, at=8080), False, id="restarted, TCP"),
         pytest.param(None, OTHER, led(UDP, OLD, 5353), True, id="restarted, another has it now"),
         pytest.param(None, ONE, led(UDP, OLD, 5353), False, id="restarted, led there still"),
         pytest.param(None, ONE, led(UDP, HERE, 53), True, id="restarted, new"),
@@ -221,3 +221,38 @@ def test_only_who_may_be_concerned_is_looked_at() -> None:
     assert touched(ONE, NONE) == {OLD}
     assert touched(NONE, ports(("tcp", OLD))) == {OLD}
     assert touched(NONE, ONE) == {OLD, *LOCAL}
+
+
+VTEP = Tunnel(VXLAN, ip_address("10.0.0.0"), HERE, 1450, port=4789)
+TUNL0 = Tunnel(IPIP, ip_address("10.0.0.1"), HERE, 1480)
+THERE, STRANGE = ip_address("192.0.2.2"), ip_address("198.51.100.1")
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "port", "tunnels", "is_asked"),
+    [
+        (HERE, THERE, UDP, 4789, (VTEP,), False),
+        (THERE, HERE, UDP, 4789, (VTEP,), False),
+        (HERE, THERE, 4, 0, (VTEP, TUNL0), False),
+        (HERE, THERE, 4, 0, (VTEP,), True),
+        (HERE, THERE, UDP, 4789, (), True),
+        (HERE, THERE, UDP, 4790, (VTEP,), True),
+        (HERE, THERE, TCP, 4789, (VTEP,), True),
+        (HERE, STRANGE, UDP, 4789, (VTEP,), True),
+        (STRANGE, HERE, UDP, 4789, (VTEP,), True),
+        (THERE, ip_address("192.0.2.3"), UDP, 4789, (VTEP,), True),
+    ],
+)
+def test_policy_is_not_asked_about_what_carries_tunnels_packets_between_nodes(
+    source: Address,
+    destination: Address,
+    protocol: int,
+    port: int,
+    tunnels: tuple[Tunnel, ...],
+    is_asked: bool,
+) -> None:
+    nodes = frozenset({HERE, THERE, ip_address("192.0.2.3")})
+    wanted = Translation(tunnels=tunnels, nodes=nodes, publishing=Publishing(local=frozenset({HERE})))
+    ends = Ends(source, destination, protocol, port and 40000, port)
+    flow = Flow(ends, Ends(destination, source, protocol, port, port and 40000))
+    assert list(policed(wanted, [flow])) == [flow] * is_asked

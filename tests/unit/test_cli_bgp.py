@@ -89,7 +89,12 @@ def test_what_is_not_done_of_bgp_resources_is_a_warning_on_stderr(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     problem = "BGPPeer tor-b: no secret: no session"
-    status = {"node": "n1", "problems": ["/some/key: why", problem], "sessions": [UP]}
+    status = {
+        "node": "n1",
+        "problems": ["/some/key: why", problem],
+        "bgp_problems": [problem],
+        "sessions": [UP],
+    }
     with agent(tmp_path / "a.sock", status) as asked:
         bgp._peers_here(bgp.PeersFormat.TABLE, at=tmp_path / "a.sock")
     said = capsys.readouterr()

@@ -17,6 +17,7 @@ from fabric.plan.encap import (
     Pool,
     encapsulation,
     mac,
+    possible,
     same_subnet,
 )
 from tests.unit.overlays import address, interface, network
@@ -51,16 +52,23 @@ def test_encapsulation(
     assert encapsulation(pool, here, there, own.ip) == want
 
 
-def test_a_pool_that_asks_for_nothing_and_an_address_in_no_pool_have_none() -> None:
+def test_a_pool_that_asks_for_nothing_has_none() -> None:
     assert encapsulation(Pool(POOLS[4]), HERE, FAR, address("10.2.0.3")) is None
-    assert encapsulation(None, HERE, FAR, address("10.2.0.3")) is None
+    assert possible(Pool(POOLS[4])) == frozenset()
 
 
-def test_to_a_router_only_what_this_node_lacks_counts() -> None:
-    pool = Pool(POOLS[4], "ipip", "Always", fallback=True)
-    assert encapsulation(pool, HERE, None, address("10.1.0.254")) == IPIP
-    lacking = Node("n1", HERE.addresses, lacks=frozenset({"ipip"}))
-    assert encapsulation(pool, lacking, None, address("10.1.0.254")) == VXLAN
+@pytest.mark.parametrize(("kind", "version"), KINDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fallback", [True, False])
+def test_whatever_carries_a_pools_packets_was_possible(
+    kind: Kind, version: int, mode: Mode, fallback: bool
+) -> None:
+    pool = Pool(POOLS[version], kind, mode, fallback)
+    own = FAR.address(version)
+    assert own
+    lacking = Node(FAR.name, FAR.addresses, lacks=frozenset({"ipip"}))
+    carriers = {encapsulation(pool, HERE, there, own.ip) for there in (FAR, lacking)} - {None}
+    assert carriers == possible(pool)
 
 
 @pytest.mark.parametrize(

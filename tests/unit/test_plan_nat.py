@@ -120,7 +120,11 @@ def test_each_tunnel_has_its_guards_in_its_own_family() -> None:
         "-p udp -m udp --dport 4790 -j DROP",
         "-i vxlan.fabric -p tcp -m tcp --dport 14789 -m set --match-set fab4-tunnel-ends src -j ACCEPT",
     )
-    assert made.chains[Place("filter", "fab-tunnel-probe")] == (
+    sent = "-m set --match-set fab4-tunnel-nodes dst -m addrtype --src-type LOCAL -j ACCEPT"
+    assert made.first[Place("filter", "OUTPUT")] == ("-j fab-tunnels-out",)
+    assert made.chains[Place("filter", "fab-tunnels-out")] == (
+        f"-p 4 {sent}",
+        f"-p udp -m udp --dport 4790 {sent}",
         "-o vxlan.fabric -p tcp -m tcp --dport 14789 -m set --match-set fab4-tunnel-ends dst -j ACCEPT",
     )
     assert made.chains[Place("nat", "fab-tunnel-source")] == (

@@ -46,6 +46,7 @@ def test_what_is_written_is_read(text: str, expected: str) -> None:
         ("65536:80", "less than or equal to 65535"),
         ("10.0.0.256:8080:80", "10.0.0.256"),
         ("[::1]:8080:80", "::1 cannot be published: .* publish at 127.0.0.1"),
+        ("[fe80::1]:8080:80", "fe80::1 cannot be published: .* publish at another IPv6 address"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, why: str) -> None:
@@ -197,6 +198,7 @@ def test_rules_of_ipv6() -> None:
         Place("nat", "PREROUTING"): (local,),
         Place("nat", "OUTPUT"): (local,),
         Place("nat", "fab-published"): (
+            "-d fe80::/10 -j RETURN",
             "-p tcp -m multiport --dports 8080 -j DNAT --to-destination [fd00:65::1]:80",
         ),
         Place("nat", "POSTROUTING"): ("-o fab+ -m conntrack --ctstate DNAT -j fab-published-source",),
