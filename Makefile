@@ -10,9 +10,9 @@ SOURCES := fabric bgp policy tests
 # What the labs and tests run besides Python: real routers, a real etcd, the tools of the kernel.
 APT := python3 python3-venv python3-dev gcc iproute2 iptables ipset nftables conntrack iputils-ping procps \
 	kmod util-linux etcd-server etcd-client frr bird2 tcpdump containernetworking-plugins groff-base \
-	graphviz gobgpd iperf3
+	graphviz gobgpd iperf3 user-mode-linux
 
-.PHONY: help setup demo test check bench fuzz man fmt clean
+.PHONY: help setup demo test uml check bench fuzz man fmt clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ demo: setup ## two racks, each with two real ToRs: reach, cut a link, kill a ToR
 test: setup ## all tests, ring by ring
 	@$(BIN)/python -m tests.rings
 
+uml: setup ## the tests of what this kernel may lack (IPIP), in user-mode Linux
+	@$(BIN)/pytest -q tests/uml
+
 check: setup ## format, lint, types, layers, unit tests
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -46,6 +49,7 @@ bench: setup ## the benchmarks, each beside its peer in one run
 	@$(BIN)/python -m tests.bench.labs
 	@$(BIN)/python -m tests.bench.bgp
 	@$(BIN)/python -m tests.bench.policy
+	@$(BIN)/python -m tests.bench.tunnels
 
 fuzz: setup ## random policies and packets, evaluator against kernel, FUZZ_SECONDS long; FUZZ_SEED repeats a run
 	@export FUZZ_SEED="$${FUZZ_SEED:-$$RANDOM$$RANDOM}" FUZZ_SECONDS="$${FUZZ_SECONDS:-300}"; \

@@ -25,6 +25,7 @@ RINGS = (
     Ring("contract", 120, ("-n", "2", "tests/contract")),
     Ring("scenarios", 420, ("-n", "2", "-m", "not alone", "tests/scenarios")),
     Ring("scenarios alone", 420, ("-m", "alone", "tests/scenarios")),
+    Ring("uml", 150, ("tests/uml",)),
 )
 
 
