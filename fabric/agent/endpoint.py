@@ -237,8 +237,13 @@ def _assign(
 
 
 def warnings(snapshot: Snapshot, node: str, request: Request, endpoint: WorkloadEndpoint) -> tuple[str, ...]:
-    """Return what `endpoint`, as attached for `request`, lacks, and why: its profile, a family that has pools."""
-    lacks = _lacks_profile(snapshot, request)
+    """Return what `endpoint`, as attached for `request`, lacks, and why: its profile, a family that has pools.
+
+    Or one in which the node has addresses, and its published ports are not there.
+    """
+    me = snapshot.get(Node, node)
+    ports = publish.alone(endpoint, (held.version for held in me.addresses)) if me else ""
+    lacks = (*_lacks_profile(snapshot, request), *([ports] if ports else []))
     if request.address or request.pools:
         return lacks  # which is what was asked for
     given = {prefix.version for prefix in endpoint.spec.ip_networks}

@@ -49,7 +49,7 @@ from fabric.kernel import monitor
 from fabric.kernel.conntrack import NetlinkConntrack
 from fabric.kernel.ipsets import NetlinkIPSets
 from fabric.kernel.links import NetlinkLinks
-from fabric.kernel.probe import missing_tunnels
+from fabric.kernel.probe import missing_tunnels, missing_unasked
 from fabric.kernel.routes import NetlinkFib
 from fabric.kernel.tunnels import NetlinkTunnels
 from fabric.store import cache
@@ -81,7 +81,7 @@ async def run(config: configuration.Config) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(keeper.run())
                 tasks.create_task(datastore.follow(state, kv, keeper))
-                tasks.create_task(upkeep.keep_up(state, kv, missing_tunnels))
+                tasks.create_task(upkeep.keep_up(state, kv, missing_tunnels, missing_unasked))
                 tasks.create_task(published.publish(state, kv))
                 tasks.create_task(node_status.keep(state, kv))
                 tasks.create_task(speaker.follow(state, link))

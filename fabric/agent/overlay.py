@@ -49,6 +49,7 @@ V = TypeVar("V")
 
 NAMES: Final[Mapping[Encap, str]] = {IPIP: "ipip", VXLAN: "vxlan", VXLAN6: "vxlan-v6"}  # IPAM's
 WORDS: Final[Mapping[Kind, str]] = {"ipip": "IPIP", "vxlan": "VXLAN"}
+NO_END: Final = "{} has no end of {} yet"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Ways:
     """Which tunnel, if any, leads where: `pools` are those that ask for one, `nodes` the others, by name.
 
     `members` are the nodes that a pool selects, by its name, where it does not select all of them. `holders` say which
-    node has a block, or an address of another's block; only where a pool asks for it.
+    node has a block, or an address of another's block; only where a pool asks for it. `narrow` are the tunnels that
+    this node cannot have for its links' MTU, each with that in words.
     """
 
     here: Node = field(default_factory=lambda: Node(""))
@@ -108,6 +110,7 @@ class Ways:
     pools: tuple[Pool, ...] = ()
     holders: Mapping[Prefix, str] = field(default_factory=dict)
     members: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    narrow: Mapping[Encap, str] = field(default_factory=dict)
 
     def way(self, prefix: Prefix, next_hop: Address) -> Way | None:
         """Return the tunnel into which packets for `prefix` go whose next hop by BGP is given, None for none.
@@ -117,10 +120,7 @@ class Ways:
         """
         if not self.pools or (pool := self.pool(prefix)) is None:
             return None
-        there = self._by_address.get(next_hop)
-        if there is None and pool.mode == "Always":
-            there = self._holder(prefix)
-        if there is None:
+        if (there := self._there(pool, prefix, next_hop)) is None:
             return None
         key = pool.name, there.name, next_hop
         if key not in self._known:
@@ -132,6 +132,14 @@ class Ways:
         """Return the pool that asks for a tunnel for all of `prefix`."""
         found = self._by_prefix.find(prefix.network_address)
         return found if found and found.prefix.prefixlen <= prefix.prefixlen else None
+
+    def barred(self, prefix: Prefix, next_hop: Address) -> bool:
+        """Whether `prefix` is without the tunnel that its pool asks for, which is a problem of its own."""
+        pool = self.pool(prefix)
+        if pool is None or (there := self._there(pool, prefix, next_hop)) is None:
+            return False
+        found = self.carried(pool, there, next_hop)
+        return bool(found.why) and found.encap is None
 
     def asks(self, node: str, encap: Encap) -> bool:
         """Whether a pool asks for that tunnel to end at the node, whatever may stand there still."""
@@ -158,9 +166,11 @@ class Ways:
             if around := self._by_prefix.find(own.ip):
                 why = f"{node.name}'s own address {own.ip} is in pool {around.name}, which is tunnelled"
                 return Carried(None, why, node.name)
+        if narrow := self.narrow.get(found):
+            return Carried(None, narrow, self.here.name)
         for node in (self.here, there):
             if found not in node.ends:
-                why = f"{node.name} has no end of {WORDS[kind]} yet"
+                why = NO_END.format(node.name, WORDS[kind])
                 return Carried(self._standing(there, version), why, node.name, waiting=True)
         if kind == pool.kind:
             return Carried(found)
@@ -169,9 +179,14 @@ class Ways:
 
     def _standing(self, there: Node, version: int) -> Encap | None:
         """Return a tunnel of that family that stands at both ends already."""
-        ends = self.here.ends.keys() & there.ends.keys()
+        ends = (self.here.ends.keys() & there.ends.keys()) - self.narrow.keys()
         lacks = self.here.lacks | there.lacks
         return next((e for e in ENCAPS if e.version == version and e in ends and e.kind not in lacks), None)
+
+    def _there(self, pool: Pool, prefix: Prefix, next_hop: Address) -> Node | None:
+        """Return the node to which a next hop leads, as `way` says."""
+        there = self._by_address.get(next_hop)
+        return self._holder(prefix) if there is None and pool.mode == "Always" else there
 
     def _holder(self, prefix: Prefix) -> Node | None:
         held = self._held.find(prefix.network_address)
@@ -239,8 +254,8 @@ class Overlay:
     """What the datastore says of tunnels, and of the way to blocks.
 
     `pools` are all of them, `nodes` all others, by name. `problems` say by object what stays in the way of a tunnel
-    that is asked for, or of any way at all; `waiting`, alike, what comes right by itself. `mtus` are a workload's, None
-    until they are worked out.
+    that is asked for, or of any way at all; `waiting`, alike, what comes right by itself. `unmade` says by device why
+    this node cannot have a tunnel that pools ask of it. `mtus` are a workload's, None until they are worked out.
     """
 
     here: Node = field(default_factory=lambda: Node(""))
@@ -251,6 +266,7 @@ class Overlay:
     routes: tuple[Route, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
+    unmade: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     mtus: Mtus | None = None
     inputs: Inputs | None = field(default=None, repr=False)
@@ -263,11 +279,12 @@ def overlay(node: str, snapshot: Snapshot, settings: Settings, ground: Ground, k
     if inputs == known.inputs:
         return replace(known, read=read)
     tunnelled = tuple(pool for pool in inputs.pools if pool.kind and pool.mode != "Never")
-    ways = _ways(inputs, tunnelled)
+    egress = _egress(inputs)
+    narrow = _narrow(inputs, egress)
+    ways = _ways(inputs, tunnelled, narrow)
     if ways == known.ways:
         ways = known.ways
     verdicts = _verdicts(inputs, ways)
-    egress = _egress(inputs)
     tunnels = tuple(_tunnels(inputs, ways, verdicts, egress))
     said = _Said()
     routes = [*_to_far_ends(tunnels), *_to_blocks(inputs, ways, verdicts, said)]
@@ -281,6 +298,7 @@ def overlay(node: str, snapshot: Snapshot, settings: Settings, ground: Ground, k
         routes=underlay.displacing_nobody(routes, ground.foreign_routes),
         problems=said.problems,
         waiting=said.waiting,
+        unmade=dict(_unmade(inputs, ways)),
         rows=_rows(inputs, ways, verdicts),
         mtus=mtu.workload(egress, inputs.pools),
         inputs=inputs,
@@ -392,12 +410,12 @@ def _borrowed(endpoint: Resource, blocks: LongestMatch[str]) -> _Held:
 _Verdicts: TypeAlias = Mapping[tuple[str, str], Carried]  # by names, of the pool and of the node
 
 
-def _ways(inputs: Inputs, tunnelled: tuple[Pool, ...]) -> Ways:
+def _ways(inputs: Inputs, tunnelled: tuple[Pool, ...], narrow: Mapping[Encap, str]) -> Ways:
     if not tunnelled:
         return Ways()
     always = any(pool.mode == "Always" for pool in tunnelled)
     holders = {**inputs.owners, **inputs.borrowed} if always else {}
-    return Ways(inputs.here, inputs.nodes, tunnelled, holders, inputs.members)
+    return Ways(inputs.here, inputs.nodes, tunnelled, holders, inputs.members, narrow)
 
 
 def _selected(inputs: Inputs, pool: Pool) -> AbstractSet[str]:
@@ -421,13 +439,37 @@ def _egress(inputs: Inputs) -> int:
     return mtu.egress(ground.foreign_routes, ground.mtus, [*others, *ground.peers], ground.mtu)
 
 
+def _narrow(inputs: Inputs, egress: int) -> Mapping[Encap, str]:
+    """Say which tunnels there is no room for on the links that lead out."""
+    link = min((name for name, size in inputs.ground.mtus.items() if size == egress), default="the way out")
+    return {
+        encap: f"{link} has an MTU of {egress}, which leaves {left} in {encap.device}; IPv{encap.version} needs {least}"
+        for encap in ENCAPS
+        if (left := mtu.tunnel(egress, encap)) < (least := mtu.MINIMUM[encap.version])
+    }
+
+
+def _unmade(inputs: Inputs, ways: Ways) -> Iterator[tuple[str, str]]:
+    here = inputs.here
+    for pool in ways.pools:
+        if here.name in _selected(inputs, pool) and (kind := _lacking(pool, here)):
+            name = encaps.Encap(kind, 4 if pool.prefix.version == 4 else 6).device
+            yield name, f"the kernel has no {WORDS[kind]} (module {kind})"
+    yield from ((e.device, why) for e, why in ways.narrow.items() if ways.asks(here.name, e))
+
+
+def _lacking(pool: Pool, node: Node) -> Kind | None:
+    """Return the kind of tunnel that the pool cannot do without, and the node's kernel has not."""
+    return pool.kind if {encap.kind for encap in encaps.possible(pool)} <= node.lacks else None
+
+
 def _tunnels(inputs: Inputs, ways: Ways, verdicts: _Verdicts, egress: int) -> Iterator[Tunnel]:
     """What pools ask of this node, and what carries their packets until that stands."""
     here, used = inputs.here, {found.encap for found in verdicts.values()}
     for encap, address in inputs.ends.items():
         if not (encap in used or ways.asks(here.name, encap)):
             continue
-        if encap.kind in here.lacks or (own := here.address(encap.version)) is None:
+        if encap.kind in here.lacks or encap in ways.narrow or (own := here.address(encap.version)) is None:
             continue
         size = mtu.tunnel(egress, encap)
         if encap.kind == "ipip":
@@ -482,9 +524,14 @@ def _to_blocks(inputs: Inputs, ways: Ways, verdicts: _Verdicts, said: _Said) -> 
         else:
             continue
         if isinstance(hop, str):
-            said.say(name, _no_way(inputs, there, pool, hop), waiting=verdict.waiting)
+            its = pool or next((p for p in inputs.pools if _covers(p, prefix)), Pool(prefix, name="(none)"))
+            said.say(name, _no_way(inputs, there, its, hop), waiting=verdict.waiting)
         else:
             yield Route(RouteKey(prefix), frozenset({NextHop(hop.gateway, hop.device)}))
+
+
+def _covers(pool: Pool, prefix: Prefix) -> bool:
+    return pool.prefix.version == prefix.version and prefix.network_address in pool.prefix
 
 
 class _Near:
@@ -513,9 +560,9 @@ class _Near:
         return Hop(via.gateway, via.device) if via else f"no link with a carrier leads to {far.ip}"
 
 
-def _no_way(inputs: Inputs, there: Node, pool: Pool | None, why: str) -> str:
+def _no_way(inputs: Inputs, there: Node, pool: Pool, why: str) -> str:
     silent = " and ".join(node.name for node in (inputs.here, there) if not node.bgp)
-    asks = f"pool {pool.name} has no tunnel to it yet" if pool else "its pool asks for no tunnel"
+    asks = f"pool {pool.name} {'has no tunnel to it yet' if pool.kind else 'asks for no tunnel'}"
     return (
         f"there is no way from {inputs.here.name} to {there.name}: BGP is off on {silent}, {why}, and {asks}; "
         "a tunnel (vxlanMode: CrossSubnet on the pool) or BGP (`fabricctl node join --bgp on`) would be one"
@@ -532,6 +579,11 @@ def _tell(inputs: Inputs, ways: Ways, verdicts: _Verdicts, said: _Said) -> None:
                 continue
             lacks = inputs.nodes.get(found.blame, inputs.here).lacks
             said.say(found.blame, _no_tunnel(pool, found, lacks), waiting=found.waiting)
+        # With every other node in its subnet it needs none now, but what it lacks is asked of it all the same.
+        if inputs.here.name in selected and (kind := _lacking(pool, inputs.here)):
+            name = inputs.here.name
+            lost = Carried(None, f"the kernel of {name} has no {WORDS[kind]} (module {kind})", name)
+            said.say(name, _no_tunnel(pool, lost, inputs.here.lacks))
 
 
 def _no_tunnel(pool: Pool, found: Carried, lacks: frozenset[Kind]) -> str:

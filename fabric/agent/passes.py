@@ -371,8 +371,9 @@ def _held_back(
 
 
 def _without_device(refused: Mapping[Op, DataplaneError], route_ops: Sequence[routes.Op]) -> Outcome:
-    """Where a tunnel could not be made, refuse the routes through it for the same reason."""
+    """Where a tunnel or a link could not be made, refuse the routes through it for the same reason."""
     missing = {op.tunnel.name: why for op, why in refused.items() if isinstance(op, tunnels.Create)}
+    missing |= {op.veth.name: why for op, why in refused.items() if isinstance(op, links.Create)}
     found: dict[Op, DataplaneError] = {
         op: missing[hop.device]
         for op in route_ops

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from bgp.rib import prefix_order
 from fabric.agent import report_policy
 from fabric.agent.endpoint import own_labels
+from fabric.agent.overlay import NO_END, WORDS
 from fabric.agent.report_bgp import route_json, sessions
 from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import NO_REQUIRED_SESSION, State
@@ -15,7 +17,9 @@ from fabric.ipam.assign import own_blocks
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
 from fabric.plan import publish
+from fabric.plan.encap import ENCAPS
 from fabric.plan.endpoints import NETNS_ANNOTATION
+from fabric.plan.links import Create, Repair
 from fabric.plan.routes import Route
 from policy.unread import instead
 
@@ -31,7 +35,7 @@ def status(state: State, now: float) -> Json:
     return {
         "node": state.node,
         "ready": state.ready,
-        "locally_ready": set(state.missing) <= {NO_REQUIRED_SESSION},
+        "locally_ready": set(state.missing) <= {NO_REQUIRED_SESSION, *state.missing_tunnels},
         "missing": list(state.missing),
         "registered": state.registered,
         "address": str(me.spec.bgp.ipv4_address or me.spec.bgp.ipv6_address) if me and me.spec.bgp else "",
@@ -48,17 +52,22 @@ def status(state: State, now: float) -> Json:
             "settled": state.ribs.settled,
             "sessions": len(state.ribs.sessions),
         },
+        "bgp": state.bgp,
         "sessions": sessions(state, now),
         "blocks": blocks(state),
         "tunnels": tunnels(state),
         "ways": [
-            {"node": row.node, "family": f"IPv{row.version}", "as": row.encapsulation, "why": row.why}
+            {
+                "node": row.node,
+                "family": f"IPv{row.version}",
+                "as": row.encapsulation,
+                "why": _not_yet(state, row.why),
+            }
             for row in state.routing.overlay.rows
         ],
         "workloads": len(state.snapshot.endpoints(state.node)),
         "policy": _policy(state),
-        # Once each: what policy holds back has the same reason for all.
-        "refused": [*filter(None, [state.fault]), *dict.fromkeys(map(str, state.outcome.refused.values()))],
+        "refused": [*filter(None, [state.fault]), *_refused(state)],
         "problems": [
             *of_bgp,
             *filter(None, [state.copy_problem, *state.upkeep_problems, state.filter_problem]),
@@ -70,18 +79,54 @@ def status(state: State, now: float) -> Json:
     }
 
 
+def _refused(state: State) -> Iterable[str]:
+    """Return what the kernel refused, once each: what policy holds back has the same reason for all.
+
+    A container that has gone comes back by nobody's doing; which workload it was is known here.
+    """
+    refused = state.outcome.refused.items()
+    gone = {
+        op.veth.name: str(why)
+        for op, why in refused
+        if isinstance(op, Create | Repair) and why.code == errno.ENOENT
+    }
+    cures = {
+        gone[at]: f"; `fabricctl workload del {e.spec.workload}{_in(e)}` if it will not be back"
+        for e in (state.snapshot.endpoints(state.node) if gone else ())
+        if (at := e.spec.interface_name) in gone
+    }
+    return dict.fromkeys(f"{why}{cures.get(str(why), '')}" for _, why in refused)
+
+
+def _in(endpoint: WorkloadEndpoint) -> str:
+    namespace = endpoint.metadata.namespace
+    return "" if namespace in (None, "default") else f" -n {namespace}"
+
+
 def _lines(problems: Mapping[str, str]) -> list[str]:
     return [f"{name}: {why}" for name, why in sorted(problems.items())]
 
 
 def _of_tunnels(state: State, now: float) -> dict[str, str]:
     """Return what is wrong with ways through tunnels; that the other end is still being made is nothing for a while."""
-    lasting = {name: why for name, (why, since) in state.waiting.items() if now - since >= WAITS_AT_MOST}
+    lasting = {
+        name: _not_yet(state, why)
+        for name, (why, since) in state.waiting.items()
+        if now - since >= WAITS_AT_MOST
+    }
     problems = state.routing.overlay.problems
     return {
         name: "; ".join(said[name] for said in (problems, lasting) if name in said)
         for name in problems.keys() | lasting.keys()
     }
+
+
+def _not_yet(state: State, why: str) -> str:
+    """Return `why`, not as if a tunnel came by itself that was refused here."""
+    for encap in (encap for encap in ENCAPS if encap.device in state.unmade):
+        said = f"{state.node} has no end of {WORDS[encap.kind]}: {encap.device} was refused"
+        why = why.replace(NO_END.format(state.node, WORDS[encap.kind]), said)
+    return why
 
 
 def _absence(state: State) -> list[str]:

@@ -115,7 +115,7 @@ def _diagnoses(state: State, peering: Peering, status: SessionStatus, now: float
             received=len(state.ribs.adj_rib_in.get(peer, ())),
             advertised=len(_advertised(state, peering)),
             looped=_of_others(state, counts.looped.get(peer, [])),
-            unreached=_of_others(state, counts.unreached.get(peer, [])),
+            unreached=_of_others(state, _unbarred(state, peer, counts.unreached.get(peer, []))),
             next_hop=counts.next_hops.get(peer),
             dead_link=_dead_link(state.host.here, peering.spec.source),
             withheld=_withheld(state.desired.adj_ribs_out.get(peer), state.desired.own.blocks),
@@ -128,6 +128,12 @@ def _diagnoses(state: State, peering: Peering, status: SessionStatus, now: float
 def _of_others(state: State, prefixes: Iterable[Prefix]) -> int:
     """How many are not this node's own: its address and what it borrowed come back from everywhere too."""
     return sum(prefix not in state.desired.own.routes for prefix in prefixes)
+
+
+def _unbarred(state: State, peer: Address, prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """Those not for want of the tunnel that their pool asks for: of that `node status` tells, and of its own cure."""
+    ways, table = state.routing.overlay.ways, state.ribs.adj_rib_in.get(peer, {})
+    return [one for one in prefixes if not ((path := table.get(one)) and ways.barred(one, path.next_hop))]
 
 
 def _dead_link(here: Here, source: Address) -> str:

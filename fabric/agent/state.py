@@ -21,7 +21,7 @@ from fabric.agent.snapshot import Snapshot, fold, written
 from fabric.model.node import Node
 from fabric.plan.encap import Encap
 from fabric.plan.tables import Version
-from fabric.plan.tunnels import Tunnel
+from fabric.plan.tunnels import Create, Repair, Tunnel
 from fabric.store.kv import Txn
 
 NO_REQUIRED_SESSION = "no required session is Established"
@@ -182,7 +182,7 @@ class State:
     @property
     def ready(self) -> bool:
         """The datastore is in sync and has this node, the speaker answers, a whole pass went through and put policy
-        in force, and of the sessions that are required, where there are any, one is Established.
+        in force, no tunnel is refused, and of the sessions that are required, where there are any, one is Established.
         """
         return not self.missing
 
@@ -196,9 +196,24 @@ class State:
             "the speaker does not answer": not self.ribs.connected,
             "no pass has gone through": not self.passes,
             "policy is not in force": self.passes > 0 and not self.policed,
-            NO_REQUIRED_SESSION: not self._required_up(),
         }
-        return tuple(what for what, is_so in lacks.items() if is_so)
+        found = [what for what, is_so in lacks.items() if is_so]
+        return (*found, *self.missing_tunnels, *([] if self._required_up() else [NO_REQUIRED_SESSION]))
+
+    @property
+    def missing_tunnels(self) -> tuple[str, ...]:
+        """The tunnels that this node is asked for and does not get, each with why."""
+        return tuple(f"tunnel {name} does not stand: {why}" for name, why in sorted(self.unmade.items()))
+
+    @property
+    def unmade(self) -> Mapping[str, str]:
+        """Why this node has not the tunnels that pools ask of it, by device; what is being made is not among them."""
+        refused = {
+            op.tunnel.name: str(why)
+            for op, why in self.outcome.refused.items()
+            if isinstance(op, Create | Repair) and op.tunnel.name not in self.tunnels
+        }
+        return {**refused, **self.routing.overlay.unmade}
 
     def _required_up(self) -> bool:
         peerings = self.desired.peerings

@@ -51,7 +51,7 @@ NOTHING: Final = Publishing()
 class Translation:
     """What is wanted; `own` are the node's addresses by family. `guarded` has 127/8 closed whoever publishes.
 
-    `problems` are endpoints' ports that are not published, and why.
+    `unpublished` are endpoints' ports that are not published, and why; `amiss` what of natOutgoing comes to nothing.
     """
 
     outgoing: Outgoing = field(default_factory=Outgoing)
@@ -60,7 +60,13 @@ class Translation:
     own: Mapping[int, Address] = field(default_factory=dict)
     publishing: Publishing = NOTHING
     guarded: bool = False
-    problems: Mapping[str, str] = field(default_factory=dict)
+    unpublished: Mapping[str, str] = field(default_factory=dict)
+    amiss: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong, by object, and why."""
+        return {**self.unpublished, **self.amiss}
 
     @cached_property
     def rendered(self) -> tuple[Rendered, ...]:
@@ -89,33 +95,63 @@ def translation(
     """
     me = snapshot.get(Node, node)
     nodes = frozenset(address for one in snapshot.all(Node) for address in one.sends_from)
-    ports, problems = publish.published(snapshot.endpoints(node))
+    tunnels = tuple(tunnels)
+    ports, unpublished = publish.published(snapshot.endpoints(node), received(tunnels))
     local = frozenset(address for held in host.links.values() for address in held)
     guarded = known is not None and (bool(known.publishing.ports) or (known.guarded and not tidy))
     outgoing = _outgoing(node, snapshot, nodes)
     made = Translation(
         outgoing,
-        tuple(tunnels),
+        tunnels,
         nodes,
         {held.version: held.ip for held in me.addresses} if me else {},
         Publishing(ports, local, outgoing.inside),
         bool(ports) or guarded,
-        problems,
+        unpublished,
+        _amiss(outgoing, host, node),
     )
     return known if known == made else made
 
 
 def with_own(known: Translation, endpoints: Iterable[WorkloadEndpoint]) -> Translation:
     """Return `known` with the ports of `endpoints`, this node's workloads."""
-    ports, problems = publish.published(endpoints)
-    if (ports, problems) == (known.publishing.ports, known.problems):
+    ports, unpublished = publish.published(endpoints, received(known.tunnels))
+    if (ports, unpublished) == (known.publishing.ports, known.unpublished):
         return known
     return replace(
         known,
         publishing=replace(known.publishing, ports=ports),
         guarded=known.guarded or bool(ports),
-        problems=problems,
+        unpublished=unpublished,
     )
+
+
+def received(tunnels: Iterable[Tunnel]) -> frozenset[tuple[int, int]]:
+    """Return the UDP ports by which tunnels come in, each with its family."""
+    return frozenset((one.encap.version, one.port) for one in tunnels if one.encap.kind == "vxlan")
+
+
+def _amiss(outgoing: Outgoing, host: Host, node: str) -> Mapping[str, str]:
+    """Say what settings of natOutgoing name that this node has not; of a node that it is not asked of, nothing."""
+    if not any(prefix.version == 4 for prefix in outgoing.pools) or not host.links:
+        return {}
+    has = sorted(str(a) for held in host.links.values() for a in held if a.version == 4 and not a.is_loopback)
+    why = []
+    if (address := outgoing.address) and str(address) not in has:
+        why.append(
+            f"natOutgoingAddress {address} is no address of {node}, so no answer to what containers send out comes "
+            f"back; it has {', '.join(has) or 'none'}; set it for each node, in FelixConfiguration node.{node}"
+        )
+    if (links := outgoing.interfaces) and not any(_matches(links, link) for link in host.links):
+        why.append(
+            f"iptablesNATOutgoingInterfaceFilter {links} matches no link of {node}, so nothing that containers send "
+            f"out is translated; it has {', '.join(sorted(host.links))}"
+        )
+    return {"FelixConfiguration": "; ".join(why)} if why else {}
+
+
+def _matches(pattern: str, link: str) -> bool:
+    return link.startswith(pattern[:-1]) if pattern.endswith("+") else link == pattern
 
 
 def _outgoing(node: str, snapshot: Snapshot, nodes: frozenset[Address]) -> Outgoing:

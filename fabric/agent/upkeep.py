@@ -5,7 +5,8 @@ something it depends on changed, and every 90 s or so. A step that loses a race 
 Each is guarded by the Node as well, so that one that leaves takes nothing more.
 
 What the Node says of its tunnels is written here too: where they end, once they stand; which ones the kernel lacks.
-Of these only such are tried as a pool asks of this node, since the kernel loads a module for it.
+Of these only such are tried as a pool asks of this node, since the kernel loads a module for it; of IPIP it is noted
+all the same, so that whoever would ask for it, wherever, hears of it before.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ EVERY = 90.0  # seconds between two looks, each a tenth more or less
 GATHER = 0.5  # seconds that changes may gather before the next look
 
 Missing: TypeAlias = Callable[[AbstractSet[Kind]], Awaitable[Mapping[Kind, str]]]
+Unasked: TypeAlias = Callable[[], Awaitable[Mapping[Kind, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,11 @@ class End:
     mac: str = ""
 
 
-async def keep_up(state: State, kv: KeyValueStore, missing: Missing) -> None:
-    """Look after this node's part of IPAM, for ever; `missing` says which of some tunnels the kernel lacks, and why."""
+async def keep_up(state: State, kv: KeyValueStore, missing: Missing, unasked: Unasked) -> None:
+    """Look after this node's part of IPAM, for ever; `missing` says which of some tunnels the kernel lacks, and why.
+
+    `unasked` says it of what no pool asks for, as far as can be told without loading a module.
+    """
     observed: Observed = {}
     there = frozenset[Kind]()
     while True:
@@ -69,9 +74,11 @@ async def keep_up(state: State, kv: KeyValueStore, missing: Missing) -> None:
         try:
             lacks = frozenset(await missing(looked_for))
             there |= looked_for - lacks
+            if "ipip" not in there | looked_for:
+                lacks |= frozenset(await unasked())
         except DataplaneError as err:
             log.warning("address upkeep", error=str(err))
-            lacks = looked_for & _noted_lacks(state)
+            lacks = _noted_lacks(state) - there
         observed = await look_after(state, kv, observed, datetime.now(UTC), lacks)
         await _due(state, before)
 
@@ -85,7 +92,7 @@ async def look_after(
 ) -> Observed:
     """Do everything that is due at `at` (UTC); return which blocks are empty, for the next time to compare.
 
-    `lacks` are tunnels that pools ask of this node, and its kernel has not.
+    `lacks` are tunnels that this node's kernel has not.
     """
     view = state.snapshot.view(state.node)
     seen = ipam_upkeep.observe(view, observed, at)
@@ -127,11 +134,11 @@ async def _commit(state: State, kv: KeyValueStore, txn: Txn) -> bool:
 def _asked_for(state: State) -> frozenset[Kind]:
     """Return the tunnels that pools ask of this node, and those that they asked for when it lacked them.
 
-    What a node lacks stays known, so that a pool that would ask for it again is refused.
+    What a node lacks stays known, so that a pool that would ask for it again is refused; of IPIP that is known anyway.
     """
     view = state.snapshot.view(state.node)
     found = frozenset(t.kind for t in ipam_upkeep.TUNNELS if ipam_upkeep.wanted(t, view.pools, view.labels))
-    return found | _noted_lacks(state)
+    return found | (_noted_lacks(state) - {"ipip"})
 
 
 def _noted_lacks(state: State) -> frozenset[Kind]:

@@ -23,6 +23,7 @@ from fabric.agent.batch import Batch, Removal
 from fabric.agent.endpoint import Request, Stamp
 from fabric.agent.passes import AT_ONCE, Passes, Scope, log_done
 from fabric.agent.state import State
+from fabric.agent.translation import received
 from fabric.agent.turns import Asked, Turns
 from fabric.errors import (
     ConfigError,
@@ -117,20 +118,14 @@ class Workloads:
         """Refuse to publish what would not be reached, or would be taken from a process of the host."""
         local = {address for held in self._state.host.links.values() for address in held}
         for port in request.ports:
-            host = publish.host_address(port)
-            if host and host not in local and not host.is_loopback:
-                named = ", ".join(sorted(map(str, (held for held in local if held.version == host.version))))
-                raise ConfigError(
-                    f"{request}: {publish.words(port)}: {host} is no address of node {self._state.node}; nothing was "
-                    f"attached; it has {named or 'none of that family'}"
-                )
-            protocol = publish.protocol_name(port)
-            if protocol != "sctp" and (found := await facts.listeners(port.host_port, protocol, host)):
-                raise Taken(
-                    f"{request}: port {port.host_port}/{protocol} is taken on node {self._state.node}: by "
-                    f"{', '.join(map(str, found))}; nothing was attached; publish another port, or stop what listens "
-                    "there first"
-                )
+            if why := publish.strange(port, self._state.node, local):
+                raise ConfigError(f"{request}: {publish.words(port)}: {why}; nothing was attached")
+            if why := publish.tunnelled(port, received(self._state.all_tunnels)):
+                raise Taken(f"{request}: {why}; nothing was attached")
+            at = publish.host_address(port)
+            held = await facts.listeners(port.host_port, publish.protocol_name(port), at)
+            if why := publish.occupied(port, self._state.node, map(str, held)):
+                raise Taken(f"{request}: {why}; nothing was attached")
 
     def _require_sync(self, question: Question) -> None:
         snapshot = self._state.snapshot

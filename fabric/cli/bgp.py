@@ -90,6 +90,8 @@ def _peers_here(form: PeersFormat, at: Path = AGENT_SOCKET) -> None:
 
 def _warn(status: Json) -> None:
     """Say what of BGP's resources is not done, also where no session tells of it."""
+    if not status["bgp"]:
+        output.note("BGP is off on this node: no sessions; `fabricctl node join --bgp on` turns it on")
     for problem in status["bgp_problems"]:
         output.note(f"warning: {problem}")
 

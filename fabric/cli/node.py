@@ -143,7 +143,7 @@ def join(
     elif dead:
         raise FabricError(dead)
     elif not status["ready"]:
-        raise FabricError(f"node {status['node']}: {_readiness(status)}; `fabricctl bgp peers` says why")
+        raise FabricError(f"node {status['node']}: {_readiness(status)}; `fabricctl node status` says more")
 
 
 @app.command()
@@ -273,7 +273,7 @@ def check(context: typer.Context, form: Output = Format.TABLE) -> None:
 
 @check_app.command()
 def mtu(form: Output = Format.TABLE) -> None:
-    """Measure how large packets to every other node may be, in each encapsulation. Exit status 1 if one is silent.
+    """Measure how large packets to every other node may be, in each encapsulation. Exit status 1 if a way is silent.
 
     Changes nothing. Sends echo requests that nobody may fragment; seconds pass where nobody answers.
 
@@ -302,10 +302,7 @@ def mtu(form: Output = Format.TABLE) -> None:
     if not found.rows:
         output.note("there is no other node")
     if found.silent:
-        raise FabricError(
-            f"no answer from {', '.join(found.silent)}: none of its addresses answers an echo request; is it up, and "
-            "do packet filters and policy let ICMP through?"
-        )
+        raise FabricError("\n".join(found.silent))
 
 
 def _print_findings(found: Sequence[Finding]) -> None:
@@ -355,6 +352,8 @@ def _print_status(answer: dict[str, Any]) -> None:
     print(f"ready      {'yes' if answer['ready'] else 'no: ' + '; '.join(answer['missing'])}")
     print(f"datastore  {_datastore(store)}, revision {store['revision']}")
     print(f"speaker    {'connected' if answer['speaker']['connected'] else 'not connected'}")
+    if not answer["bgp"]:
+        print("bgp        off: no sessions; `fabricctl node join --bgp on` turns it on")
     print(f"workloads  {answer['workloads']}")
     print(f"policy     {_policy(answer['policy'])}")
     print()

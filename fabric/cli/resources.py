@@ -379,7 +379,7 @@ def _planned(changes: Sequence[Change]) -> Any:
         steps, refusals = await change.decided(kv, changes)
         host = await pools.host_subnets() if any(c.kind == "IPPool" for c in changes) else []
         node = check.this_node()
-        here = Here(node, check.read_tunnels) if node else None
+        here = Here(node, check.read_tunnels, check.unpublishable) if node else None
         for line in await refuse(kv, steps, host, refusals, changes, here):
             output.note(f"warning: {line}")
         return steps

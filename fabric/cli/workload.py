@@ -83,6 +83,7 @@ def add(
         raise typer.BadParameter(
             "give either --netns PATH, or --run and a command", param_hint="'--netns' / '--run'"
         )
+    _check_ports(publish or [])
     request = {
         "name": name,
         "namespace": namespace,
@@ -95,7 +96,20 @@ def add(
         raise typer.Exit(_run(request, command))
     # A bare name is one of `ip netns`, as it is for `ip`.
     path = Path(netns).absolute() if "/" in netns else NAMED / netns
-    _print([_attach(request, path)], WorkloadsFormat(form))
+    made = _attach(request, path)
+    wide = form is Format.TABLE and made["ports"]
+    _print([made], WorkloadsFormat.WIDE if wide else WorkloadsFormat(form))
+
+
+def _check_ports(written: list[str]) -> None:
+    if written:
+        from fabric.plan import publish
+
+        try:
+            for text in written:
+                publish.parse(text)
+        except ConfigError as err:
+            raise typer.BadParameter(str(err), param_hint="'--publish'") from err
 
 
 def _attach(request: dict[str, Any], netns: Path) -> dict[str, Any]:
@@ -121,7 +135,9 @@ def _run(request: dict[str, Any], command: list[str]) -> int:
     attached = _attach(request, Path(f"/proc/{os.getpid()}/fd/{namespace}"))
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_endings(), signal.SIGINT})
-        output.note(f"{attached['name']}: {', '.join(attached['addresses'])}")
+        output.note(
+            f"{attached['name']}: {', '.join([*attached['addresses'], *map(_port, attached['ports'])])}"
+        )
         return _run_inside(namespace, command)
     finally:
         with suppress(NotFound):  # somebody has removed it already

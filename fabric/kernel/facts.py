@@ -155,9 +155,12 @@ async def listeners(
 ) -> list[Listener]:
     """Return who holds the port of "tcp" or "udp" in this network namespace, v4 or v6; reads all of /proc.
 
+    Of another protocol nobody is seen.
     Of UDP also the kernel itself, for a tunnel: nobody that we can see. With `address`, who would take what comes to
     that one; a socket of any IPv6 address is taken for one of any at all.
     """
+    if protocol not in ("tcp", "udp"):
+        return []
     return await in_thread(partial(_listeners, port, protocol, address))
 
 
@@ -215,6 +218,8 @@ def _open_files(folder: Path) -> Iterator[str]:
 
 def _name(pid: int) -> str:
     try:
+        if b"/exabgp_main.py\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return "fabricctl's own speaker"
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""

@@ -1,7 +1,7 @@
 """Touches a network namespace made for the purpose: tries there what a node needs of its kernel.
 
 Nothing of the host changes: the namespace goes with the thread that made it. Only a tunnel that is asked for
-is tried, since the kernel loads its module for that.
+is tried, since the kernel loads its module for that; whether there is one of IPIP the host's files tell as well.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import ctypes
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
+from pathlib import Path
 from shutil import which
 from typing import TypeVar
 
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 TCP_MD5SIG = 14  # linux/tcp.h
+MODULES, LOADED = Path("/lib/modules"), Path("/sys/module")
 
 _TRIALS: dict[str, Callable[[IPRoute], object]] = {
     "veth pairs (CONFIG_VETH)": lambda ip: ip.link("add", ifname="probe0", kind="veth", peer="probe1"),
@@ -54,6 +57,8 @@ _TUNNELS: dict[Kind, Callable[[IPRoute], object]] = {
     "ipip": lambda ip: ip.link("add", ifname="probe2", kind="ipip", ipip_remote="192.0.2.2"),
     "vxlan": lambda ip: ip.link("add", ifname="probe3", kind="vxlan", vxlan_id=4096, vxlan_port=4789),
 }
+
+_IPIP = re.compile(r"^(\S*/)?ipip\.ko\b|^alias rtnl-link-ipip ", re.MULTILINE)
 
 # What the rules of policy, tunnels, NAT and published ports match by, and do; by table.
 _RULES = {
@@ -86,6 +91,21 @@ async def missing_tunnels(wanted: AbstractSet[Kind]) -> dict[Kind, str]:
     """
     trials = {kind: trial for kind, trial in _TUNNELS.items() if kind in wanted}
     return await in_thread(partial(lacking, trials)) if wanted else {}
+
+
+async def missing_unasked(modules: Path = MODULES, loaded: Path = LOADED) -> dict[Kind, str]:
+    """Return IPIP if this kernel does not have it, and why; its module is not loaded, which makes a tunl0 everywhere.
+
+    A host without the modules of its kernel, such as a container, cannot tell: it is tried there, as nothing loads.
+    """
+    tree = modules / os.uname().release
+    if (loaded / "ipip").exists():
+        return {}
+    if not (tree / "modules.dep").exists():
+        return await missing_tunnels({"ipip"})
+    lists = [tree / name for name in ("modules.builtin", "modules.dep", "modules.alias")]
+    text = "\n".join(one.read_text(errors="replace") for one in lists if one.exists())
+    return {} if _IPIP.search(text) else {"ipip": f"not in {tree}"}
 
 
 async def has_tcp_md5() -> bool:

@@ -239,7 +239,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Extension]]] = {
             tunnels,
             "`ipip`, `vxlan`, or both with a comma",
             "",
-            "tunnels that pools ask of the node, and its kernel does not have; the node writes it",
+            "tunnels that the node's kernel does not have; the node writes it",
         ),
     },
     "IPPool": {

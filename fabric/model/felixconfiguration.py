@@ -23,6 +23,7 @@ from fabric.model.fields import (
     LooseV4Net,
     NumericPortMatch,
     Port,
+    PortNumber,
     SelectorText,
     broken,
     matching,
@@ -53,7 +54,11 @@ Exclusions: TypeAlias = Annotated[
 ]
 # As iptables takes it: a `+` at the end stands for any text.
 InterfaceFilter = Annotated[
-    str, matching(r"[a-zA-Z0-9:._+-]{1,15}", "must be 1 to 15 letters, digits, ':', '.', '_', '+' and '-'")
+    str,
+    matching(
+        r"[a-zA-Z0-9:._-]{0,14}[a-zA-Z0-9:._+-]",
+        "must be 1 to 15 letters, digits, ':', '.', '_' and '-', the last of which may be '+', for any text",
+    ),
 ]
 VXLAN_PORT: Final = 4789
 VXLAN_VNI: Final = 4096
@@ -149,7 +154,7 @@ class ActingSettings(Model):
     failsafe_outbound_host_ports: Annotated[tuple[ProtoPort, ...] | None, Means(_PORTS_OUT)] = None
     iptables_backend: Annotated[Backend | None, Means("Auto")] = None
     iptables_mark_mask: Annotated[MarkMask | None, Means(0xFFFF0000)] = None
-    vxlan_port: Annotated[Port | None, Means(VXLAN_PORT)] = Field(default=None, alias="vxlanPort")
+    vxlan_port: Annotated[PortNumber | None, Means(VXLAN_PORT)] = Field(default=None, alias="vxlanPort")
     vxlan_vni: Annotated[Vni | None, Means(VXLAN_VNI)] = Field(default=None, alias="vxlanVNI")
     allow_vxlan_packets_from_workloads: Annotated[Flag | None, Means(False)] = Field(
         default=None, alias="allowVXLANPacketsFromWorkloads"

@@ -298,10 +298,10 @@ def _port_match(value: object) -> object:
     return value
 
 
-def _numeric(port: int | str) -> int | str:
-    if not str(port).replace(":", "").isdigit():
+def _numeric_port_match(value: object) -> object:
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]+(:[0-9]+)?", str(value)):
         raise ValueError("must be a port or MIN:MAX, and not the name of a port")
-    return port
+    return _port_match(value)
 
 
 PORTED = frozenset({"TCP", "UDP", "SCTP", 6, 17, 132})  # the protocols that have ports
@@ -351,7 +351,7 @@ NamespaceSelector: TypeAlias = Annotated[str, AfterValidator(_selector), AfterVa
 Order: TypeAlias = Annotated[int | float, PlainValidator(_order)]
 ASNumber: TypeAlias = Annotated[int, Strict(), Field(ge=0, le=0xFFFFFFFF), BeforeValidator(_as_number)]
 PortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match)]
-NumericPortMatch: TypeAlias = Annotated[int | str, PlainValidator(_port_match), AfterValidator(_numeric)]
+NumericPortMatch: TypeAlias = Annotated[int | str, PlainValidator(_numeric_port_match)]
 Protocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol)]
 PortedProtocol: TypeAlias = Annotated[int | str, PlainValidator(_protocol), AfterValidator(_ported)]
 Duration: TypeAlias = Annotated[

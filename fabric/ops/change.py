@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from fabric.errors import ConfigError, Conflict, FabricError, NotFound, Taken
+from fabric.errors import ConfigError, Conflict, FabricError, NotFound, StoreError, Taken
 from fabric.model import change as becomes
 from fabric.model.base import Path, Resource, tree, value_at
 from fabric.model.change import PatchType, stamped
@@ -217,7 +217,10 @@ async def decided(kv: KeyValueStore, changes: Sequence[Change]) -> tuple[list[St
         if why := resources.read_only(change.kind, change.name):
             refusals.append(ConfigError(f"{change}: {why}"))
             continue
-        item = await kv.get(change.key)
+        try:
+            item = await kv.get(change.key)
+        except StoreError as err:
+            raise type(err)(f"{change}: not changed: {err}") from err
         try:
             steps.append(_decided(change, item))
         except (ConfigError, NotFound, Taken, Conflict) as err:

@@ -29,8 +29,10 @@ from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
+from fabric.model.workloadendpoint import EndpointPort
 from fabric.ops import findings, managers, resources, supervise
 from fabric.ops.findings import Cluster, Finding, Host, Severity
+from fabric.plan import publish
 from fabric.plan.encap import Kind
 from fabric.plan.routes import Route
 from fabric.store.kv import KeyValueStore
@@ -93,6 +95,14 @@ async def read_tunnels(asked: Cluster, addresses: Sequence[HostAddress] | None =
         vxlan_holders=tuple(holders),
         foreign_routes=tuple(foreign),
     )
+
+
+async def unpublishable(node: str, port: EndpointPort) -> str:
+    """Return why `port`, which can be published, cannot be on this host, the node `node`; "" where it can."""
+    local = {held.address.ip for held in await facts.addresses()}
+    at, protocol = publish.host_address(port), publish.protocol_name(port)
+    held = await facts.listeners(port.host_port, protocol, at)
+    return publish.strange(port, node, local) or publish.occupied(port, node, map(str, held))
 
 
 async def _missing_tunnels(asked: frozenset[Kind]) -> dict[Kind, str]:

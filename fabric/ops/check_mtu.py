@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from fabric.errors import NotFound
+from fabric.errors import NotFound, StoreError
 from fabric.ipam.assign import selects
 from fabric.kernel import icmp
 from fabric.kernel.links import NetlinkLinks
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`silent` are the nodes of which no address answers."""
+    """`silent` are, in words, the nodes of which no address answers, and the ways in use by which nothing comes."""
 
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -140,7 +140,15 @@ def sent(links: Iterable[HostLink]) -> dict[int, int]:
 def judged(name_rows: Collection[Row], sending: Mapping[int, int]) -> Checked:
     """Return the rows with what there is to say of them."""
     answering = {row.node for row in name_rows if row.usable is not None}
-    silent = dict.fromkeys(row.node for row in name_rows if row.node not in answering)
+    silent = dict.fromkeys(
+        f"node {row.node}: none of its addresses answers an echo request; is it up, and do packet filters and policy "
+        "let ICMP through?"
+        if row.node not in answering
+        else f"node {row.node} ({row.address}), {row.encapsulation}: {row.how}, and packets go that way; does "
+        "`fabricctl node status` of both show it up, and do packet filters on the way let it through?"
+        for row in name_rows
+        if row.node not in answering or (row.used and row.usable is None)
+    )
     return Checked(tuple(name_rows), tuple(too_small(name_rows, sending)), tuple(silent))
 
 
@@ -152,8 +160,11 @@ async def check(name: str, kv: KeyValueStore) -> Checked:
         StoreError: etcd did not answer.
         DataplaneError: this is not root.
     """
-    nodes = (await resources.listing(kv, Node, lookup("node"))).resources
-    pools = (await resources.listing(kv, IPPool, lookup("ippool"))).resources
+    try:
+        nodes = (await resources.listing(kv, Node, lookup("node"))).resources
+        pools = (await resources.listing(kv, IPPool, lookup("ippool"))).resources
+    except StoreError as err:
+        raise type(err)(f"nothing was sent, since the other nodes stand in etcd: {err}") from err
     sending = sent(await NetlinkLinks().owned_links())
     turn = asyncio.Semaphore(AT_ONCE)
 

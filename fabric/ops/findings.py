@@ -202,6 +202,12 @@ class Cluster:
     def vxlan_vni(self) -> int:
         return first(self._settings(), lambda s: s.vxlan_vni, VXLAN_VNI)
 
+    @property
+    def received(self) -> frozenset[tuple[int, int]]:
+        """The UDP ports by which tunnels come in that pools ask of the node, each with its family."""
+        asking = (pool for pool in self.own_pools if "vxlan" in tunnels.kinds([pool]))
+        return frozenset((pool.prefix.version, self.vxlan_port) for pool in asking)
+
     def _settings(self) -> tuple[ActingSettings, ...]:
         own = self.node.metadata if self.node else None
         return layers(own.name if own else "", own.labels if own else None, self.felix)
@@ -467,7 +473,7 @@ def _networks(host: Host, cluster: Cluster) -> Iterator[Finding]:
         cause = f"{sizes}; containers get the smallest of those in use"
         yield Finding("FAB1604", cause, "give them one MTU")
     for link, size in sorted(mtus.items()):
-        if size < (least := tunnels.MIN_MTU[6]):
+        if size < (least := mtu.MINIMUM[6]):
             yield Finding(
                 "FAB1605", f"{link} has {size}, IPv6 needs {least}", f"`ip link set {link} mtu 1500`"
             )

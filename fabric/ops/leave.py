@@ -76,8 +76,11 @@ async def leave(config: Config, kv: KeyValueStore) -> Left:
         Taken: the Node of this name is another host's; nothing was changed.
         StoreError: etcd did not answer; what was not done yet is done by running it again.
     """
-    await refuse_elsewhere(cache.own(configuration.CACHE, config), kv)
-    await _refuse_with_workloads(config.node, kv, "nothing was changed")
+    try:
+        await refuse_elsewhere(cache.own(configuration.CACHE, config), kv)
+        await _refuse_with_workloads(config.node, kv, "nothing was changed")
+    except StoreError as err:
+        raise type(err)(f"node {config.node}: has not left, runs on and serves its workloads: {err}") from err
     # The Node first: without it the agent attaches nothing more; and what it attached just before is seen.
     lines = await _forget(config.node, kv)
     await _refuse_with_workloads(config.node, kv, "its Node was deleted, and the agent still serves them")

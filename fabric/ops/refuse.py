@@ -62,7 +62,7 @@ async def refuse(
         *await _tiers(kv, steps, {c.name for c in changes if c.kind == "Tier" and c.decide}),
         *await _pools(kv, steps, host),
         *await refuse_tunnels.refusals(kv, steps, here),
-        *await _ports(kv, steps),
+        *await _ports(kv, steps, here),
     ]
     if problems:
         joint = "; " if len(problems) == 1 else "\n"
@@ -164,7 +164,7 @@ def _pool(step: Step, why: str) -> str:
     return step.change.told(("spec", field), value, rule)
 
 
-async def _ports(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
+async def _ports(kv: KeyValueStore, steps: Sequence[Step], here: Here | None) -> list[str]:
     """A port that a workload publishes can be had, and is no other workload's on its node."""
     written = {
         step.change.what: (step.change, step.after)
@@ -182,6 +182,13 @@ async def _ports(kv: KeyValueStore, steps: Sequence[Step]) -> list[str]:
         for name, why in wrong.items():
             own = f"{written[name][0]}: spec.ports" if name in written else f"{change}: {name}"
             told += [f"{own}: {why}"] if was.get(name) != why else []
+    for step in filter(_writes, steps):
+        if here and isinstance(step.after, WorkloadEndpoint) and step.after.spec.node == here.node:
+            old = publish.of(step.before) if isinstance(step.before, WorkloadEndpoint) else ()
+            for port in publish.of(step.after):
+                told_above = isinstance(publish.wants(step.after, port), str)
+                if port not in old and not told_above and (why := await here.unpublishable(here.node, port)):
+                    told.append(f"{step.change}: spec.ports: {publish.words(port)}: {why}")
     return told
 
 

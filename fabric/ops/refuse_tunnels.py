@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fabric.ipam import assign
+from fabric.model import extensions
 from fabric.model.base import Resource
 from fabric.model.felixconfiguration import FelixConfiguration
 from fabric.model.ippool import IPPool
 from fabric.model.kinds import lookup
 from fabric.model.node import Node
+from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
 from fabric.ops import findings, resources, tunnels
 from fabric.ops.change import Step, Verb, some
 from fabric.ops.findings import Cluster, Host
 from fabric.ops.tunnels import Trouble
-from fabric.plan import asked
+from fabric.plan import asked, publish
 from fabric.plan.encap import Kind
 from fabric.store.kv import KeyValueStore
 
@@ -30,10 +32,14 @@ R = TypeVar("R", bound=Resource)
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The node that this host is; `read` returns what the tunnels that are asked of it stand on."""
+    """The node that this host is; `read` returns what the tunnels that are asked of it stand on.
+
+    `unpublishable` returns why a port cannot be published here, "" where it can.
+    """
 
     node: str
     read: Callable[[Cluster], Awaitable[Host]]
+    unpublishable: Callable[[str, EndpointPort], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ async def refusals(kv: KeyValueStore, steps: Sequence[Step], here: Here | None) 
     before = _State(
         await _stored(kv, IPPool),
         await _stored(kv, Node),
-        await _stored(kv, FelixConfiguration) if here else {},
+        await _stored(kv, FelixConfiguration),
     )
     after = _State(
         _with(before.pools, IPPool, steps),
@@ -89,7 +95,30 @@ async def refusals(kv: KeyValueStore, steps: Sequence[Step], here: Here | None) 
         old = before.pools.get(pool.metadata.name)
         was = _wrong(old, before, name, host) if old else _Wrong()
         told += _told(pool, was, _wrong(pool, after, name, host), steps)
+    return [*told, *await _hidden(kv, before, after, steps)]
+
+
+async def _hidden(kv: KeyValueStore, before: _State, after: _State, steps: Sequence[Step]) -> list[str]:
+    """Say which ports would not be published, for tunnels come in by them."""
+    found = (await resources.listing(kv, WorkloadEndpoint, lookup("workloadendpoint"))).resources
+    was: dict[str, Resource | None] = {resources.key_of(one): one for one in found}
+    now = was | {s.change.key: s.after for s in steps if s.change.kind == "WorkloadEndpoint"}
+    own = {s.change.what: s for s in steps if s.change.kind == "WorkloadEndpoint"}
+    others = [s for s in steps if _matters(s, None) or s.change.kind == "FelixConfiguration"]
+    told = []
+    for node in after.nodes:
+        known = _covered(before, was, node)
+        for name, why in _covered(after, now, node).items():
+            if known.get(name) != why and (step := own.get(name, next(iter(others), None))):
+                told.append(f"{step.change}: {'spec.ports' if name in own else name}: {why}")
     return told
+
+
+def _covered(state: _State, endpoints: Mapping[str, Resource | None], node: str) -> dict[str, str]:
+    there = [e for e in endpoints.values() if isinstance(e, WorkloadEndpoint) and e.spec.node == node]
+    alone = publish.published(there)[1]
+    tunnelled = publish.published(there, state.cluster(node, state.pools.values()).received)[1]
+    return {name: why for name, why in tunnelled.items() if alone.get(name) != why}
 
 
 def _matters(step: Step, here: Here | None) -> bool:
@@ -104,7 +133,9 @@ def _matters(step: Step, here: Here | None) -> bool:
         case _, Node():
             return True
         case _, FelixConfiguration():
-            return here is not None
+            return True
+        case _, WorkloadEndpoint() as endpoint:
+            return bool(publish.of(endpoint))
     return False
 
 
@@ -170,6 +201,8 @@ def _step(steps: Sequence[Step], pool: IPPool, nodes: AbstractSet[str] = frozens
 
 def _line(trouble: Trouble, pool: IPPool, step: Step) -> str:
     id_, cause, cure = trouble
+    if id_ == "FAB1002" and (typos := extensions.unknown("IPPool", pool.metadata.annotations)):
+        cause += f"; an annotation that nobody knows: {some(typos)}"
     if step.change.kind != "IPPool":
         return f"{step.change}: {cause}; {cure} ({id_})"
     wanted = asked.pool(pool)

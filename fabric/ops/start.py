@@ -80,7 +80,7 @@ def wait_ready(process: subprocess.Popen[bytes] | None, peers: Set[str]) -> dict
     """Return the agent's status once it is ready, its sessions, those to `peers` among them, up or out of time.
 
     Those of the mesh are not waited for: a node that is down would hold up every other one's join. Where it is
-    not ready after that, it is for want of a required session alone.
+    not ready after that, it is for want of a required session, or of a tunnel.
 
     Raises:
         FabricError: its processes did not become ready; the message has the last lines of its log.

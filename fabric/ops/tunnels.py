@@ -12,13 +12,10 @@ from typing import Final, TypeAlias
 
 from fabric.kernel.facts import Listener, Vxlan
 from fabric.model import extensions
+from fabric.plan import mtu as mtus
 from fabric.plan.encap import DEVICES, Encap, Kind, Pool, Version
 
 Trouble: TypeAlias = tuple[str, str, str]
-
-# RFC 791 §3.1: what every host can take, and so what others may send; the kernel itself would do with 68.
-# RFC 8200 §5: no link has less.
-MIN_MTU: Final[Mapping[Version, int]] = {4: 576, 6: 1280}
 
 _FIELDS: Final[Mapping[Kind | None, str]] = {"ipip": "ipipMode", "vxlan": "vxlanMode", None: "cidr"}
 
@@ -102,7 +99,7 @@ def of_room(pools: Iterable[Pool], link: str, mtu: int) -> Iterator[Trouble]:
     for pool in pools:
         version: Version = 4 if pool.prefix.version == 4 else 6
         overhead = max((Encap(kind, version).overhead for kind in kinds([pool])), default=0)
-        least = MIN_MTU[version]
+        least = mtus.MINIMUM[version]
         if mtu - overhead < least:
             tunnel = f", and {field(pool)} takes {overhead}" if overhead else ""
             cause = f"{link} has an MTU of {mtu}{tunnel}: {mtu - overhead} are left to pool {pool.name}"

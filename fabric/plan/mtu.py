@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
-from fabric.plan.encap import Address, Encap, Pool, possible
+from fabric.plan.encap import Address, Encap, Pool, Version, possible
 from fabric.plan.routes import Route
 
-MINIMUM6: Final = 1280  # RFC 8200; a link with less has no IPv6 at all
+# RFC 791 §3.1: what every host can take, and so what others may send; the kernel itself would do with 68.
+# RFC 8200 §5: a link with less has no IPv6 at all.
+MINIMUM: Final[Mapping[Version, int]] = {4: 576, 6: 1280}
 
 _Bits: TypeAlias = tuple[int, int, int]  # version, prefix length, the prefix's bits
 
@@ -83,4 +85,4 @@ def workload(egress: int, pools: Iterable[Pool]) -> Mtus:
         min((tunnel(egress, encap) for encap in encaps if encap.version == version), default=egress)
         for version in (4, 6)
     )
-    return Mtus(v4, max(v6, MINIMUM6))
+    return Mtus(v4, max(v6, MINIMUM[6]))

@@ -12,12 +12,10 @@ fe80::/10: what comes from another is not forwarded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Final, NamedTuple
-
-from pydantic import ValidationError
 
 from fabric.errors import ConfigError
 from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint
@@ -27,8 +25,10 @@ from fabric.plan.tables import Version
 PROTOCOLS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 _NUMBERS: Final = {number: name for name, number in PROTOCOLS.items()}
 _WRITTEN: Final = re.compile(
-    r"((?P<host>[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<at>[0-9]{1,5}):(?P<port>[0-9]{1,5})(/(?P<protocol>\w+))?"
+    r"((?P<host>[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<at>[0-9]{1,9}):(?P<port>[0-9]{1,9})(/(?P<protocol>tcp|udp|sctp))?",
+    re.IGNORECASE,
 )
+TUNNELS: Final = "is the one by which tunnels come in (FelixConfiguration vxlanPort); publish another"
 _LOOPBACK: Final = "127.0.0.0/8"
 _LINK_LOCAL: Final = "fe80::/10"
 
@@ -69,8 +69,10 @@ def parse(text: str) -> EndpointPort:
     found = _WRITTEN.fullmatch(text)
     if not found:
         why = "must be [HOSTIP:]HOSTPORT:PORT[/tcp|udp|sctp], such as 8080:80 or [2001:db8::1]:5353:53/udp"
-    elif not int(found["at"]):
+    elif not 1 <= int(found["at"]) <= 65535:
         why = "HOSTPORT must be 1 to 65535"
+    elif not 1 <= int(found["port"]) <= 65535:
+        why = "PORT must be 1 to 65535"
     else:
         try:
             port = EndpointPort(
@@ -79,11 +81,8 @@ def parse(text: str) -> EndpointPort:
                 host_port=int(found["at"]),
                 host_ip=str(ip_address(found["host"].strip("[]"))) if found["host"] else "",
             )
-        except ValidationError as err:
-            rules = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors())
-            why = "; ".join(rules).replace("Value error, ", "")
-        except ValueError as err:  # of the address
-            why = str(err)
+        except ValueError:  # of the address
+            why = f"{found['host']} is not an address"
         else:
             if not (why := _impossible(port)):
                 return port
@@ -112,10 +111,13 @@ def of(endpoint: WorkloadEndpoint) -> tuple[EndpointPort, ...]:
     return tuple(port for port in endpoint.spec.ports if port.host_port)
 
 
-def published(endpoints: Iterable[WorkloadEndpoint]) -> tuple[tuple[Published, ...], dict[str, str]]:
+def published(
+    endpoints: Iterable[WorkloadEndpoint], tunnels: Collection[tuple[int, int]] = ()
+) -> tuple[tuple[Published, ...], dict[str, str]]:
     """Return what `endpoints`, of one node, have published; and what not, by the endpoint's name, and why.
 
-    Where two want the same, the older one has it.
+    Where two want the same, the older one has it. The UDP ports by which `tunnels` come in, each with its family, are
+    nobody else's: what other nodes' containers send comes there.
     """
     found: dict[tuple[str, int], list[Published]] = {}
     problems: dict[str, str] = {}
@@ -126,14 +128,28 @@ def published(endpoints: Iterable[WorkloadEndpoint]) -> tuple[tuple[Published, .
                 problems[_name(endpoint)] = wanted
                 continue
             for one in wanted:
+                if one.protocol == "udp" and (one.address.version, one.host_port) in tunnels:
+                    problems[_name(endpoint)] = f"{one.at} {TUNNELS}"
+                    continue
                 others = found.setdefault((one.protocol, one.host_port), [])
                 if taken := next((other for other in others if one.meets(other)), None):
                     problems[_name(endpoint)] = (
-                        f"{one.at} is published by workload {taken.holder}, which is older"
+                        f"{one.at} is asked for twice"
+                        if taken.holder == one.holder
+                        else f"{one.at} is published by workload {taken.holder}, which is older"
                     )
                 else:
                     others.append(one)
     return tuple(one for those in found.values() for one in those), problems
+
+
+def tunnelled(port: EndpointPort, tunnels: Iterable[tuple[int, int]]) -> str:
+    """Return why `port` is not published, or not in both families, for the sake of `tunnels`; "" where it is."""
+    host = host_address(port)
+    met = {number for version, number in tunnels if host is None or host.version == version}
+    if protocol_name(port) != "udp" or port.host_port not in met:
+        return ""
+    return f"port {port.host_port}/udp {TUNNELS}"
 
 
 def wants(endpoint: WorkloadEndpoint, port: EndpointPort) -> Sequence[Published] | str:
@@ -168,6 +184,35 @@ def _impossible(port: EndpointPort) -> str:
             "publish at another IPv6 address of the node"
         )
     return ""
+
+
+def strange(port: EndpointPort, node: str, local: Collection[Address]) -> str:
+    """Return why `node`, which has the addresses `local`, is not reached at the one of `port`, "" where it is."""
+    host = host_address(port)
+    if host is None or host in local or host.is_loopback:
+        return ""
+    fit = (held for held in local if held.version == host.version)
+    named = ", ".join(sorted(str(held) for held in fit if not (held.is_loopback or held.is_link_local)))
+    return f"{host} is no address of node {node}, which has {named or 'none of that family'}"
+
+
+def occupied(port: EndpointPort, node: str, holders: Iterable[str]) -> str:
+    """Return that processes of `node` have the port, "" where there are no `holders`."""
+    if not (by := ", ".join(holders)):
+        return ""
+    return (
+        f"port {port.host_port}/{protocol_name(port)} is taken on node {node}: by {by}; publish another port"
+    )
+
+
+def alone(endpoint: WorkloadEndpoint, versions: Iterable[int]) -> str:
+    """Say which ports a node with addresses of `versions` has not in each family, since the workload has not."""
+    own = {prefix.version for prefix in endpoint.spec.ip_networks}
+    lacking = sorted(set(versions) - own)
+    ports = ", ".join(words(port) for port in of(endpoint) if not port.host_ip)
+    if not (ports and lacking):
+        return ""
+    return f"{ports}: not at the node's IPv{lacking[0]} addresses, since the workload has no IPv{lacking[0]} address"
 
 
 def localnet(endpoint: WorkloadEndpoint) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from fabric.errors import DataplaneError
 from fabric.kernel import facts, probe
 from fabric.kernel.facts import Listener, Vxlan
 from fabric.kernel.threads import in_thread
+from fabric.model.workloadendpoint import EndpointPort
 from fabric.ops import check
 from fabric.ops.findings import Cluster, Finding, judge
 from fabric.ops.managers import NETWORKD_SNIPPET, NM_SNIPPET
@@ -28,6 +30,7 @@ from fabric.plan.encap import Kind
 from fabric.store.etcd import connect
 from tests.contract.etcd_server import EtcdServer
 from tests.contract.netns import Namespace
+from tests.contract.whole_node import tcp_server
 
 # What the machine under the namespace is like: not what is tested here.
 MACHINE = {"FAB1003", "FAB1004", "FAB1201", "FAB1303", "FAB1304", "FAB1501", "FAB1502", "FAB1503"}
@@ -125,6 +128,43 @@ def test_vxlan_devices_are_told_with_what_keeps_others_from_their_port(host: Nam
     host.ip("link", "set", "vx-a", "up")
     assert host.run(facts.listeners(4789, "udp")) == [Listener(0, "")], "the kernel's own socket"
     assert host.run(facts.listeners(4790, "udp")) == []
+
+
+def test_a_port_cannot_be_published_where_a_process_has_it_nor_at_an_address_of_nobody(
+    host: Namespace,
+) -> None:
+    def why(port: int, at: str = "", protocol: str = "TCP") -> str:
+        asked = EndpointPort(protocol=protocol, port=80, host_port=port, host_ip=at)
+        return host.run(check.unpublishable("n1", asked))
+
+    with tcp_server(host, 9000):
+        assert re.fullmatch(
+            r"port 9000/tcp is taken on node n1: by \S+ \(pid [0-9]+\); publish another port", why(9000)
+        )
+        assert [why(9000, protocol="UDP"), why(9000, protocol="SCTP"), why(9001)] == ["", "", ""]
+    assert "1.2.3.4 is no address of node n1" in why(9001, "1.2.3.4")
+    speaker = (
+        "import socket, time; held = socket.create_server(('', 179)); print(flush=True); time.sleep(100)"
+    )
+    argv = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "nsenter",
+        f"--net={host.path}",
+        sys.executable,
+        "-c",
+        speaker,
+        "/x/exabgp_main.py",
+    ]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            said = why(179)
+        finally:
+            process.kill()
+    assert said.startswith("port 179/tcp is taken on node n1: by fabricctl's own speaker (pid ")
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,41 @@ def test_a_kernel_without_ipip_and_no_fallback_is_a_problem_that_names_pool_modu
     assert own.tunnels == ()
 
 
+def test_a_kernel_without_ipip_is_told_of_also_where_every_other_node_is_in_its_subnet() -> None:
+    nodes = (node(1, lacks="ipip"), node(2, IPIP))
+    found = ready(*nodes, asking(IPIP, "CrossSubnet"))
+    assert found.ways.way(block(2), address(own_address(2))) is None
+    assert not found.ways.barred(block(2), address(own_address(2)))  # it needs none
+    assert "module ipip" in found.problems["Node n1"]
+    assert found.unmade == {"tunl0": "the kernel has no IPIP (module ipip)"}
+    far = ready(*nodes, node(3, IPIP), asking(IPIP, "CrossSubnet"))
+    assert far.problems == found.problems
+    assert far.ways.barred(block(3), address(own_address(3)))
+    other = ready(*nodes, asking(IPIP, "CrossSubnet", fallback=True))
+    assert (other.problems, other.unmade) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("encap", "size", "told"),
+    [
+        (VXLAN6, 1349, "eth1 has an MTU of 1349, which leaves 1279 in vxlan-v6.fabric; IPv6 needs 1280"),
+        (VXLAN6, 1350, ""),
+        (VXLAN, 625, "eth1 has an MTU of 625, which leaves 575 in vxlan.fabric; IPv4 needs 576"),
+        (IPIP, 596, ""),
+    ],
+)
+def test_a_tunnel_for_which_there_is_no_room_is_not_made_nor_used(encap: Encap, size: int, told: str) -> None:
+    snapshot = stored(*NODES, asking(encap, "Always"), ends=ALL)
+    found = made(snapshot, replace(GROUND, mtus={"eth1": size}, mtu=size))
+    assert found.unmade == ({encap.device: told} if told else {})
+    assert [tunnel.encap for tunnel in found.tunnels] == ([] if told else [encap])
+    used = found.ways.way(block(3, encap.version), address(own_address(3, encap.version)))
+    assert used == (None if told else towards(3, encap))
+    assert told in found.problems.get("Node n1", "")
+    assert bool(found.problems) == bool(told)
+    assert not [r for r in found.routes if told and any(hop.device for hop in r.next_hops)]
+
+
 def test_a_node_in_its_own_tunnelled_pool_is_not_tunnelled_to_since_the_tunnel_would_go_through_itself() -> (
     None
 ):

@@ -419,7 +419,12 @@ async def test_a_long_pass_asks_a_refused_link_once() -> None:
     kernel, many = Kernel(), goal(*range(1, 3 * AT_ONCE))
     kernel.links.gone = {veth(n).netns for n in range(1, 2 * AT_ONCE)}
     outcome = await kernel.run(many)
-    assert set(outcome.refused) == {Create(veth(n)) for n in range(1, 2 * AT_ONCE)}
+    gone = {veth(n).name: Create(veth(n)) for n in range(1, 2 * AT_ONCE)}
+    assert set(outcome.refused) == {
+        *gone.values(),
+        *(Replace(r) for r in many.routes.values() for hop in r.next_hops if hop.device in gone),
+    }
+    assert len(set(map(str, outcome.refused.values()))) == len(gone)  # a route for want of its link
     assert len(kernel.links.links) == AT_ONCE
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from bgp.rib import Notification, Path, SessionState, SessionStatus, Traffic
 from fabric.agent import report, report_bgp
+from fabric.agent.overlay import Overlay, Ways
 from fabric.agent.passes import Outcome
 from fabric.agent.report_bgp import Asked
 from fabric.agent.ribs import Ribs, lost
@@ -17,6 +18,7 @@ from fabric.agent.state import State
 from fabric.errors import DataplaneError, NotFound
 from fabric.model.bgpfilter import BGPFilter
 from fabric.model.extensions import REQUIRED
+from fabric.plan.encap import Kind, Node, Pool
 from fabric.plan.routes import NextHop, Replace, Route, RouteKey
 from tests.fakes.node import worked_out
 from tests.unit.test_agent_desired import (
@@ -133,6 +135,18 @@ def test_next_hops_that_nothing_reaches_are_diagnosed() -> None:
     far = replace(path(REMOTE), next_hop=ip_address("203.0.113.9"))
     (hint,) = session(state(far))["hints"]
     assert "(203.0.113.9) is reached by no route" in hint["cause"]
+
+
+def test_prefixes_for_want_of_their_tunnel_are_no_trail_to_their_next_hop() -> None:
+    far = ip_interface("203.0.113.9/24")
+    made = state(replace(path(REMOTE), next_hop=far.ip))
+    lacking, having = frozenset[Kind]({"ipip"}), frozenset[Kind]()
+    asking = Pool(ip_network("10.244.0.0/16"), "ipip", "CrossSubnet", name="p")
+    for lacks, pools, hints in ((lacking, [asking], 0), (having, [asking], 0), (lacking, [], 1)):
+        here = Node("n1", (ip_interface("192.0.2.1/24"),), lacks=lacks)
+        ways = Ways(here, {"n2": Node("n2", (far,))}, tuple(pools))
+        made.routing = replace(made.routing, overlay=Overlay(ways=ways))
+        assert len(session(made)["hints"]) == hints
 
 
 def test_what_a_filter_rejects_is_why_nothing_goes_out_and_its_rules_count() -> None:

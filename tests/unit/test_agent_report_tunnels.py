@@ -1,5 +1,6 @@
 """What a node says of its tunnels, and how `node status` prints it."""
 
+import errno
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -9,11 +10,21 @@ import pytest
 from fabric.agent import report
 from fabric.agent.desired import Desired
 from fabric.agent.overlay import Overlay, Row
+from fabric.agent.passes import Outcome
 from fabric.agent.routing import Routing
+from fabric.agent.snapshot import Snapshot, fold
 from fabric.agent.state import State
 from fabric.cli import node as cli
+from fabric.errors import DataplaneError
+from fabric.model.wire import to_json
+from fabric.ops.resources import key_of
+from fabric.plan import links
 from fabric.plan.encap import IPIP, VXLAN
-from fabric.plan.tunnels import Far, Tunnel
+from fabric.plan.links import Veth
+from fabric.plan.mtu import Mtus
+from fabric.plan.tunnels import Create, Far, Tunnel
+from fabric.store.kv import Changes, KeyValue
+from tests.unit.overlays import endpoint, node
 
 OWN, NOW = ip_address("192.0.2.1"), 1000.0
 TUNL0 = Tunnel(IPIP, ip_address("10.0.1.0"), OWN, 1480)
@@ -61,6 +72,54 @@ def test_that_the_other_end_is_still_being_made_is_a_problem_once_it_lasts() -> 
     ):
         said = report.status(found, now)
         assert (said["problems"], said["bgp_problems"]) == (problems, [])
+
+
+def test_a_tunnel_that_is_refused_makes_the_node_not_ready_and_is_not_told_as_if_it_came_yet() -> None:
+    refused = DataplaneError("tunnel vxlan.fabric", errno.EEXIST, "VNI 4096 is held by flannel.1")
+    row = Row("n2", 4, "native", "n1 has no end of VXLAN yet")
+    found = state((VTEP,), (), rows=(row,))
+    found.passed(Outcome())
+    ready = set(found.missing)
+    assert not any("vxlan" in what for what in ready)  # it is being made
+    found.passed(Outcome(refused={Create(VTEP): refused}))
+    [lost] = set(found.missing) - ready
+    assert lost.startswith("tunnel vxlan.fabric does not stand: ")
+    assert "held by flannel.1" in lost
+    said = report.status(found, NOW)
+    assert [way["why"] for way in said["ways"]] == ["n1 has no end of VXLAN: vxlan.fabric was refused"]
+    found.tunnels = {VTEP.name: VTEP}  # what was refused is a change of it
+    assert set(found.missing) == ready
+
+
+def test_a_tunnel_that_cannot_be_had_makes_the_node_not_ready_and_keeps_no_join_from_going_on() -> None:
+    found = state((), (), unmade={"tunl0": "the kernel has no IPIP (module ipip)"})
+    snapshot = fold(Snapshot(), Changes(1, (KeyValue(key_of(node(1)), to_json(node(1)), 1),)))
+    found.snapshot = replace(snapshot, in_sync=True)
+    found.ribs = replace(found.ribs, connected=True)
+    found.passed(Outcome())
+    said = report.status(found, NOW)
+    assert said["missing"] == ["tunnel tunl0 does not stand: the kernel has no IPIP (module ipip)"]
+    assert (said["ready"], said["locally_ready"]) == (False, True)
+
+
+@pytest.mark.parametrize(("code", "cure"), [(errno.ENOENT, True), (errno.EBUSY, False)])
+def test_a_container_that_has_gone_is_told_with_how_to_take_its_workload_away(code: int, cure: bool) -> None:
+    gone = endpoint("web", 1, "10.244.1.5/32")
+    gone = gone.model_copy(update={"spec": gone.spec.model_copy(update={"interface_name": "fab1"})})
+    found = state((), ())
+    found.snapshot = fold(Snapshot(), Changes(1, (KeyValue(key_of(gone), to_json(gone), 1),)))
+    veth = Veth("fab1", "/run/netns/web", "eth0", "02:00:00:00:00:01", (), Mtus(1500, 1500))
+    found.outcome = Outcome(refused={links.Create(veth): DataplaneError("network namespace", code)})
+    [said] = report.status(found, NOW)["refused"]
+    assert ("`fabricctl workload del web`" in said) == cure
+
+
+def test_that_bgp_is_off_is_a_line_of_status(capsys: pytest.CaptureFixture[str]) -> None:
+    for on in (True, False):
+        found = state((), ())
+        found.bgp = on
+        cli._print_status(report.status(found, NOW))
+        assert ("bgp        off" in capsys.readouterr().out) != on
 
 
 def test_the_rules_are_about_tunnels_that_stand_and_that_are_to() -> None:

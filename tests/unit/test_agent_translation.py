@@ -74,6 +74,37 @@ def test_pools_and_settings() -> None:
     assert (one.ports, one.address, one.spared) == ("30000", None, frozenset())
 
 
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"natOutgoingAddress": "192.0.2.1"}, ""),
+        ({"natOutgoingAddress": "192.0.2.2"}, "natOutgoingAddress 192.0.2.2 is no address of n1"),
+        ({"iptablesNATOutgoingInterfaceFilter": "eth0"}, ""),
+        ({"iptablesNATOutgoingInterfaceFilter": "e+"}, ""),
+        ({"iptablesNATOutgoingInterfaceFilter": "eth9"}, "eth9 matches no link of n1"),
+    ],
+)
+def test_what_nat_outgoing_names_and_the_node_has_not_is_a_problem(spec: dict[str, str], told: str) -> None:
+    asks, settings = pool("10.0.0.0/24", natOutgoing=True), felix(**spec)
+    found = of(stored(SNAPSHOT, asks, settings))
+    assert told in found.problems.get("FelixConfiguration", "")
+    assert bool(found.problems) == bool(told)
+    assert translation.with_own(found, [publishing("web", 1, 8080)]).problems == found.problems
+    assert of(stored(SNAPSHOT, settings)).problems == {}  # no pool asks for it
+
+
+def test_the_port_by_which_tunnels_come_in_is_not_published() -> None:
+    snapshot = stored(SNAPSHOT, publishing("web", 1, 4789, "UDP"), publishing("db", 2, 4789, "TCP"))
+    before, after = of(snapshot), of(snapshot, replace(TUNNEL, encap=VXLAN, port=4789))
+    assert {one.protocol for one in before.publishing.ports} == {"udp", "tcp"}
+    assert {one.protocol for one in after.publishing.ports} == {"tcp"}
+    [told] = after.problems.values()
+    assert "4789/udp" in told
+    assert "vxlanPort" in told
+    again = translation.with_own(after, snapshot.endpoints("n1"))
+    assert again is after
+
+
 def test_a_tunnel_is_open_to_every_address_that_a_node_sends_from() -> None:
     two_uplinks = Node.model_validate(
         {

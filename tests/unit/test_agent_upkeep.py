@@ -51,6 +51,10 @@ async def nothing_missing(_asked: AbstractSet[Kind]) -> dict[Kind, str]:
     return {}
 
 
+async def nothing_unasked() -> dict[Kind, str]:
+    return {}
+
+
 def raise_tunnels(node: FakeNode, *tunnels: Tunnel) -> None:
     node.state.raised({tunnel.name: tunnel for tunnel in tunnels})
     node.state.passed(Outcome())
@@ -150,7 +154,7 @@ async def test_what_a_node_notes_of_its_tunnels_stands_until_the_first_pass_has_
         end = End(held(node, "vxlan"), "66:00:00:00:00:01")
         await put(kv, upkeep.with_tunnels(me(node), {VXLAN: end}))
         await node.caught_up()
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing, nothing_unasked))
         try:
             await asyncio.sleep(0)  # it has begun
             assert ends(node) == {VXLAN: end.address}
@@ -248,7 +252,7 @@ async def test_what_ipam_cannot_give_is_a_problem_of_the_node_until_it_can() -> 
 async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() -> None:
     kv = await etcd()
     async with running(kv) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing, nothing_unasked))
         raise_tunnels(node)
         try:
             kv.down = True
@@ -266,31 +270,54 @@ async def test_it_waits_for_the_datastore_and_looks_again_when_a_pool_changes() 
             task.cancel()
 
 
-async def test_only_tunnels_that_pools_ask_of_the_node_are_looked_for_until_they_are_found() -> None:
+async def test_only_tunnels_that_pools_ask_of_the_node_are_tried_until_they_are_found() -> None:
     tried: list[AbstractSet[Kind]] = []
-    loaded: set[Kind] = {"vxlan"}
+    loaded: set[Kind] = {"ipip"}
 
     async def missing(kinds: AbstractSet[Kind]) -> dict[Kind, str]:
         tried.append(kinds)
         return dict.fromkeys(kinds - loaded, "Operation not supported")
 
-    other = pool("10.1.0.0/24", "other", vxlanMode="Always", nodeSelector="rack == 'elsewhere'")
+    other = pool("10.1.0.0/24", "other", ipipMode="Always", nodeSelector="rack == 'elsewhere'")
     async with running(kv := await etcd(POOL, other)) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing, nothing_unasked))
         raise_tunnels(node)
         try:
             async with asyncio.timeout(10):
-                await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))
-                await node.state.until(lambda: "fabricctl.io/lacks" in me(node).metadata.annotations)
-                loaded.add("ipip")
                 await put(kv, pool("10.0.0.0/24", blockSize=28, vxlanMode="Always"))
-                await node.state.until(lambda: "fabricctl.io/lacks" not in me(node).metadata.annotations)
+                await node.state.until(lambda: asked.node(me(node)).lacks == {"vxlan"})
+                loaded.add("vxlan")
+                await put(kv, pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))
+                await node.state.until(lambda: not asked.node(me(node)).lacks)
         finally:
             task.cancel()
     kinds = [some for some in tried if some]
     assert not tried[0]
-    assert (kinds[0], kinds[-1]) == ({"ipip"}, {"ipip", "vxlan"})
+    assert (kinds[0], kinds[-1]) == ({"vxlan"}, {"ipip", "vxlan"})
     assert kinds.count({"ipip", "vxlan"}) == 1
+
+
+async def test_that_a_kernel_lacks_ipip_is_noted_though_no_pool_asks_for_it_and_nothing_is_loaded_for_that() -> (
+    None
+):
+    tried: list[AbstractSet[Kind]] = []
+
+    async def missing(kinds: AbstractSet[Kind]) -> dict[Kind, str]:
+        tried.append(kinds)
+        return {}
+
+    async def unasked() -> dict[Kind, str]:
+        return {"ipip": "not in /lib/modules"}
+
+    async with running(kv := await etcd()) as node:
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing, unasked))
+        raise_tunnels(node)
+        try:
+            async with asyncio.timeout(10):
+                await node.state.until(lambda: asked.node(me(node)).lacks == {"ipip"})
+        finally:
+            task.cancel()
+    assert not any(tried)
 
 
 async def test_what_a_kernel_lacks_stands_while_it_cannot_be_told() -> None:
@@ -310,7 +337,7 @@ async def test_what_a_kernel_lacks_stands_while_it_cannot_be_told() -> None:
         return "fabricctl.io/lacks" in me(node).metadata.annotations
 
     async with running(kv := await etcd(pool("10.0.0.0/24", blockSize=28, ipipMode="Always"))) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, missing, nothing_unasked))
         raise_tunnels(node)
         try:
             async with asyncio.timeout(10):
@@ -344,7 +371,7 @@ class Changing(MuteEtcd):
 async def test_what_changes_during_a_look_is_looked_at_soon() -> None:
     await put(kv := Changing(), POOL)
     async with running(kv) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing, nothing_unasked))
         raise_tunnels(node)
         try:
             kv.node = node
@@ -360,7 +387,7 @@ async def test_it_gives_back_a_block_as_its_last_address_goes_where_the_pool_no_
     None
 ):
     async with running(kv := await etcd()) as node:
-        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing))
+        task = asyncio.create_task(upkeep.keep_up(node.state, kv, nothing_missing, nothing_unasked))
         raise_tunnels(node)
         try:
             await node.workloads.attach(request("web"))

@@ -29,9 +29,11 @@ from fabric.model.ipreservation import IPReservation
 from fabric.model.profile import Profile
 from fabric.model.workloadendpoint import WorkloadEndpoint
 from fabric.plan import publish
+from fabric.plan.encap import VXLAN
 from fabric.plan.links import host_name
 from fabric.plan.routes import NextHop, Route, RouteKey
 from fabric.plan.tables import Place
+from fabric.plan.tunnels import Tunnel
 from fabric.store import keys
 from fabric.store.kv import Delete, Put, Txn
 from tests.fakes.node import FakeNode, MuteEtcd, netns, pool, put, request, running
@@ -113,6 +115,19 @@ async def test_of_two_at_once_that_want_a_port_one_has_it() -> None:
         [made] = [one for one in both if isinstance(one, WorkloadEndpoint)]
         assert f"is published by workload default/{made.spec.workload} of node n1" in str(refused)
         assert len(node.state.snapshot.endpoints("n1")) == 1
+
+
+async def test_a_port_that_is_not_there_in_a_family_of_its_node_is_warned_of() -> None:
+    async with running(await etcd(V6_POOL)) as node:
+        asked = request("web", ports=(publish.parse("18080:80"),))
+        tunnel = Tunnel(VXLAN, ip_address("10.0.0.9"), ip_address("192.0.2.1"), 1450, port=18080)
+        node.state.raised({tunnel.name: tunnel})
+        with pytest.raises(Taken, match="port 18080/udp is the one by which tunnels come in"):
+            await node.workloads.attach(request("web", ports=(publish.parse("18080:80/udp"),)))
+        made = await node.workloads.attach(asked)
+        assert endpoints.warnings(node.state.snapshot, "n1", asked, made) == (
+            "18080->80/tcp: not at the node's IPv4 addresses, since the workload has no IPv4 address",
+        )
 
 
 async def test_a_port_leads_to_its_workload_as_long_as_that_is_attached() -> None:

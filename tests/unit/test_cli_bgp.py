@@ -85,12 +85,13 @@ def test_peers_say_how_each_is_why_one_is_down_and_what_mends_it(capsys: pytest.
     assert rest == ["", "10.2.0.0: the cause [FAB1801]", "  the cure"]
 
 
-def test_what_is_not_done_of_bgp_resources_is_a_warning_on_stderr(
+def test_that_bgp_is_off_and_what_is_not_done_of_its_resources_is_told_on_stderr(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     problem = "BGPPeer tor-b: no secret: no session"
     status = {
         "node": "n1",
+        "bgp": False,
         "problems": ["/some/key: why", problem],
         "bgp_problems": [problem],
         "sessions": [UP],
@@ -99,7 +100,9 @@ def test_what_is_not_done_of_bgp_resources_is_a_warning_on_stderr(
         bgp._peers_here(bgp.PeersFormat.TABLE, at=tmp_path / "a.sock")
     said = capsys.readouterr()
     assert asked == ["GET /v1/status"]
-    assert said.err == f"warning: {problem}\n"
+    off, warning = said.err.splitlines()
+    assert "BGP is off on this node" in off
+    assert warning == f"warning: {problem}"
     assert "10.1.0.0" in said.out
     with agent(tmp_path / "b.sock", [UP]) as asked:
         bgp._peers_here(bgp.PeersFormat.JSON, at=tmp_path / "b.sock")

@@ -201,6 +201,12 @@ def test_the_wide_list_has_the_ports_that_are_published(capsys: pytest.CaptureFi
     assert row.split()[-1] == "8080->80/tcp,10.10.1.2:53->5353/udp,[2001:db8::1]:53->5353/udp"
 
 
+def test_a_port_that_nobody_can_mean_is_a_mistake_of_the_command_line() -> None:
+    done = fabricctl("workload", "add", "web", "--netns", "web", "--publish", "70000:80")
+    assert done.returncode == 2
+    assert "HOSTPORT must be 1 to 65535" in done.stderr
+
+
 def test_without_run_nothing_is_run() -> None:
     params, command = parsed("web", "--netns", "/run/netns/web", "--label", "a=b", "--label", "c=d")
     assert (command, params["run"], params["label"]) == ([], False, ["a=b", "c=d"])

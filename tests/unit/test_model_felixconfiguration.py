@@ -8,7 +8,7 @@ from fabric.model.felixconfiguration import FelixConfiguration, FelixConfigurati
 from fabric.model.fields import seconds
 from fabric.model.wire import from_json, from_tree, to_json
 
-FILTER = "must be 1 to 15 letters, digits, ':', '.', '_', '+' and '-'"
+FILTER = "must be 1 to 15 letters, digits, ':', '.', '_' and '-', the last of which may be '+', for any text"
 
 
 def configuration(spec: object, name: str = "default") -> str:
@@ -68,6 +68,7 @@ def test_words_are_taken_in_any_case(word: str) -> None:
         ),
         ({"ipForwarding": "on"}, "spec.ipForwarding: \"on\": must be 'Enabled' or 'Disabled'"),
         ({"vxlanPort": 65536}, "spec.vxlanPort: 65536: must be at most 65535"),
+        ({"vxlanPort": 0}, "spec.vxlanPort: 0: must be at least 1"),
         (
             {"iptablesMarkMask": 0x90000},
             "spec.iptablesMarkMask: 589824: must have at least 3 bits set: policy marks packets with them",
@@ -78,8 +79,16 @@ def test_words_are_taken_in_any_case(word: str) -> None:
             f'spec.iptablesNATOutgoingInterfaceFilter: "a b": {FILTER}',
         ),
         (
+            {"iptablesNATOutgoingInterfaceFilter": "e+h"},
+            f'spec.iptablesNATOutgoingInterfaceFilter: "e+h": {FILTER}',
+        ),
+        (
             {"natPortRange": "http"},
             'spec.natPortRange: "http": must be a port or MIN:MAX, and not the name of a port',
+        ),
+        (
+            {"natPortRange": ""},
+            'spec.natPortRange: "": must be a port or MIN:MAX, and not the name of a port',
         ),
         ({"natOutgoingAddress": "fd00::1"}, 'spec.natOutgoingAddress: "fd00::1": must be an IPv4 address'),
         (

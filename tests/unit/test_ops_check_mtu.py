@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from fabric.errors import NotFound
+from fabric.errors import NotFound, StoreError
 from fabric.model.ippool import IPPool
 from fabric.model.node import Node
-from fabric.ops.check_mtu import Measured, Row, Target, judged, rows, sent, targets, too_small
+from fabric.ops.check_mtu import Measured, Row, Target, check, judged, rows, sent, targets, too_small
 from fabric.plan.encap import IPIP, VXLAN, VXLAN6, Encap
 from fabric.plan.links import HostLink, Veth, as_made, noted_mtus
 from fabric.plan.mtu import Mtus
+from tests.fakes.etcd import FakeEtcd
 
 
 def node(name: str, number: int, **spec: Any) -> Node:
@@ -109,9 +110,24 @@ def test_a_way_in_use_that_carries_less_than_workloads_send_is_told() -> None:
     assert too_small(found, {}) == []
 
 
-def test_only_a_node_of_which_nothing_answers_is_silent() -> None:
-    found = [row("n2", None), row("n2", 1380, "ipip"), row("n3", None), row("n3", None, "ipip")]
-    assert judged(found, {}).silent == ("n3",)
+def test_a_node_of_which_nothing_answers_is_silent_and_so_is_a_way_in_use() -> None:
+    found = [row("n2", None, used=False), row("n2", 1380, "ipip"), row("n3", None), row("n3", None, "ipip")]
+    [said] = judged(found, {}).silent
+    assert said.startswith("node n3: none of its addresses answers")
+    through = replace(row("n2", None, "vxlan"), how="no answer through vxlan.fabric")
+    [said] = judged([row("n2", 1500), through], {}).silent
+    assert said.startswith(
+        "node n2 (10.2.0.1), vxlan: no answer through vxlan.fabric, and packets go that way; "
+    )
+
+
+async def test_without_etcd_nothing_is_sent_and_it_says_so() -> None:
+    kv = FakeEtcd()
+    kv.down = True
+    with pytest.raises(
+        StoreError, match=r"nothing was sent, since the other nodes stand in etcd: .*etcd is down"
+    ):
+        await check("n1", kv)
 
 
 def link(alias: str) -> HostLink:

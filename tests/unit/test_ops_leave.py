@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fabric.agent import upkeep
+from fabric.config import Config
 from fabric.errors import ConfigError, StoreError, Taken
 from fabric.ipam import block as blocks
 from fabric.ipam import config as ipam_config
@@ -17,7 +18,7 @@ from fabric.model.base import Resource
 from fabric.model.clusterinformation import ClusterInformation
 from fabric.model.node import Node
 from fabric.ops.join import ID_ANNOTATION
-from fabric.ops.leave import hand_back, refuse_elsewhere
+from fabric.ops.leave import hand_back, leave, refuse_elsewhere
 from fabric.store import keys
 from fabric.store.cache import Journal, Origin
 from fabric.store.kv import Delete, Put, Txn
@@ -182,6 +183,15 @@ async def test_races_without_end_are_given_up_and_it_says_what_is_left() -> None
         StoreError, match=r"node n1: 1 of its blocks and handles are still there .* leave` again"
     ):
         await hand_back("n1", kv)
+
+
+async def test_without_etcd_the_node_stays_and_it_says_so() -> None:
+    kv = MuteEtcd()
+    kv.down = True
+    with pytest.raises(
+        StoreError, match=r"node n1: has not left, runs on and serves its workloads: .*etcd is down"
+    ):
+        await leave(Config(node="n1"), kv)
 
 
 async def test_more_addresses_than_one_transaction_takes_go_too() -> None:

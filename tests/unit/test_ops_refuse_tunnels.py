@@ -12,6 +12,7 @@ from fabric.kernel.facts import HostAddress, Listener, Vxlan
 from fabric.model import kinds
 from fabric.model.base import Resource
 from fabric.model.ippool import IPPool
+from fabric.model.workloadendpoint import EndpointPort
 from fabric.ops.change import Change, apply, decided, label, patch
 from fabric.ops.files import Given
 from fabric.ops.findings import Cluster, Host
@@ -60,9 +61,12 @@ async def problems(stored: tuple[Resource, ...], *changes: Change, host: Host | 
         assert host
         return host
 
+    async def unpublishable(_node: str, port: EndpointPort) -> str:
+        return "a process has it" if port.host_port == 179 else ""
+
     steps, refusals = await decided(kv, changes)
     try:
-        await refuse(kv, steps, (), refusals, changes, Here("n1", read) if host else None)
+        await refuse(kv, steps, (), refusals, changes, Here("n1", read, unpublishable) if host else None)
     except ConfigError as err:
         return (
             str(err).removesuffix("; nothing was written").removesuffix("\nnothing was written").splitlines()
@@ -80,6 +84,49 @@ async def test_a_pool_with_ipip_names_the_nodes_whose_kernels_have_none_and_what
         "VXLAN is there: set vxlanMode in place of ipipMode on p, or annotate it fabricctl.io/tunnel-fallback: vxlan; "
         "or load the module (modprobe ipip) or use a kernel that has it (FAB1002)"
     )
+
+
+async def test_a_mistyped_annotation_of_the_pool_is_named() -> None:
+    [line] = await problems(NODES, given(pool({"tunnel-falback": "vxlan"}, ipipMode="Always")))
+    assert (
+        "no module ipip; an annotation that nobody knows: fabricctl.io/tunnel-falback; VXLAN is there" in line
+    )
+
+
+def workload(*ports: int, node: str = "n1", protocol: str = "TCP") -> Resource:
+    asked = [{"protocol": protocol, "port": 80, "hostPort": port} for port in ports]
+    return kinds.lookup("wep").cls.model_validate(
+        {
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"node": node, "ipNetworks": ["10.0.0.1/32"], "ports": asked},
+        }
+    )
+
+
+async def test_what_this_host_cannot_publish_is_refused_unless_it_stands_there_already() -> None:
+    [line] = await problems((), given(workload(80, 179)), host=HERE)
+    assert line == "x.yaml:1: WorkloadEndpoint default/web: spec.ports: 179->80/tcp: a process has it"
+    assert await problems((), given(workload(179, node="n2")), host=HERE) == []
+    assert await problems((workload(179),), given(workload(179, 80)), host=HERE) == []
+    assert await problems((), given(workload(179))) == []
+
+
+async def test_a_published_port_and_the_one_by_which_tunnels_come_in_are_told_apart_whichever_comes_first() -> (
+    None
+):
+    web, tunnelled = workload(4998, protocol="UDP"), pool(vxlanMode="Always")
+    port, (first, _, _) = settings(vxlanPort=4998), NODES
+    for stored, change in (
+        ((first, web, tunnelled), port),
+        ((first, web, port), tunnelled),
+        ((first, tunnelled, port), web),
+    ):
+        [line] = await problems(stored, given(change))
+        assert line.startswith(f"x.yaml:1: {change.kind} ")
+        assert "port 4998/udp of every IPv4 address of the node is the one by which tunnels come in" in line
+        assert await problems((*stored, change), given(change)) == []  # it stands already
+    assert await problems((first, tunnelled, port), given(workload(4998))) == []  # TCP
+    assert await problems((first, web, port), given(pool())) == []
 
 
 @pytest.mark.parametrize(

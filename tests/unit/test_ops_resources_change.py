@@ -267,7 +267,7 @@ async def test_when_a_write_fails_in_the_middle_the_message_says_how_far_we_came
 async def test_without_etcd_the_error_is_etcds() -> None:
     kv = FakeEtcd()
     kv.down = True
-    with pytest.raises(StoreError, match="etcd is down"):
+    with pytest.raises(StoreError, match=r"pools.yaml:3: IPPool pool: not changed: .*etcd is down"):
         await plan(kv, [apply(given(POOL))])
 
 

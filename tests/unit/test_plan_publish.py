@@ -39,12 +39,12 @@ def test_what_is_written_is_read(text: str, expected: str) -> None:
         ("8080:80/", "must be"),
         ("2001:db8::1:8080:80", "must be"),
         ("eth0:8080:80", "must be"),
-        ("8080:80/icmp", "must be TCP, UDP or SCTP"),
+        ("8080:80/icmp", "must be"),
         ("0:80", "HOSTPORT must be 1 to 65535"),
-        ("8080:0", "greater than or equal to 1"),
-        ("8080:65536", "less than or equal to 65535"),
-        ("65536:80", "less than or equal to 65535"),
-        ("10.0.0.256:8080:80", "10.0.0.256"),
+        ("8080:0", '": PORT must be 1 to 65535'),
+        ("8080:65536", '": PORT must be 1 to 65535'),
+        ("700000:80", "HOSTPORT must be 1 to 65535"),
+        ("10.0.0.256:8080:80", "10.0.0.256 is not an address"),
         ("[::1]:8080:80", "::1 cannot be published: .* publish at 127.0.0.1"),
         ("[fe80::1]:8080:80", "fe80::1 cannot be published: .* publish at another IPv6 address"),
     ],
@@ -136,6 +136,43 @@ def test_of_two_that_want_the_same_the_older_has_it(
                 "is published by workload default/b"
                 in problems["WorkloadEndpoint default/n1-fabricctl-a-eth0"]
             )
+
+
+def test_one_endpoint_that_asks_for_a_port_twice_has_it_once_and_is_told_so() -> None:
+    found, problems = published([endpoint("web", 1, port(1), port(1, 81))])
+    assert [one.port for one in found] == [80]
+    assert problems == {
+        "WorkloadEndpoint default/n1-fabricctl-web-eth0": (
+            "port 1/tcp of every IPv4 address of the node is asked for twice"
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("", ""),
+        ("0.0.0.0", ""),
+        ("127.0.0.2", ""),
+        ("192.0.2.1", ""),
+        ("1.2.3.4", "1.2.3.4 is no address of node n1, which has 192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1 is no address of node n1, which has none of that family"),
+    ],
+)
+def test_a_host_address_is_one_that_the_node_has_and_those_that_could_be_published_are_named(
+    host: str, why: str
+) -> None:
+    local = [*map(ip_address, ("127.0.0.1", "192.0.2.1", "::1", "fe80::1"))]
+    assert publish.strange(EndpointPort.model_validate(port(1, host=host)), "n1", local) == why
+
+
+def test_a_port_that_is_not_there_in_a_family_of_the_node_is_told() -> None:
+    web = endpoint("web", 1, port(1), port(2, host="10.10.1.2"))
+    assert publish.alone(web, (4, 6)) == (
+        "1->80/tcp: not at the node's IPv6 addresses, since the workload has no IPv6 address"
+    )
+    assert publish.alone(web, (4,)) == publish.alone(endpoint("web", 1, port(1), six=True), (4, 6)) == ""
+    assert publish.alone(endpoint("web", 1), (4, 6)) == ""
 
 
 @pytest.mark.parametrize(
