@@ -39,6 +39,7 @@ from fabric.kernel.routes import NetlinkFib
 from fabric.kernel.tables import KernelTables
 from fabric.kernel.tables_backend import choose
 from fabric.kernel.threads import new_namespace
+from fabric.kernel.tunnels import NetlinkTunnels
 from fabric.model.base import Metadata
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import WorkloadEndpoint
@@ -162,7 +163,7 @@ async def measure(etcd: str, count: int) -> dict[str, list[float]]:
         snapshot = fold(state.snapshot, Changes(listing.revision, puts=listing.items))
         state.update(snapshot=replace(snapshot, in_sync=True), host=await read_host(fib))
         rules = TimedRules(sets, KernelTables((await choose("auto")).backend), state.clock)
-        passes = Passes(TimedLinks(state.clock), fib, rules)
+        passes = Passes(TimedLinks(state.clock), fib, rules, NetlinkTunnels())
         workloads, sessions = TimedWorkloads(state, kv, passes), Sessions(state, kv, SpeakerLink())
         serving = asyncio.create_task(server.serve(state, workloads, sessions, passes, SOCKET))
         try:
