@@ -30,8 +30,8 @@ from bgp.peering import Here, Peering, StaticRoute
 from bgp.rib import Address, AdjRibIn, Path, Prefix
 from bgp.rules import RuleId
 from fabric.agent import underlay
-from fabric.agent.overlay import Way, Ways
 from fabric.agent.underlay import LINK_LOCAL, displacing_nobody
+from fabric.agent.ways import Way, Ways
 from fabric.plan.routes import NextHop, Route, RouteKey
 
 ROUNDS = 4  # how often the loc-RIB is asked for the next hops that are left

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 from bgp.rib import prefix_order
 from fabric.agent import report_policy
 from fabric.agent.endpoint import own_labels
-from fabric.agent.overlay import NO_END, WORDS
 from fabric.agent.report_bgp import route_json, sessions
 from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import NO_REQUIRED_SESSION, State
+from fabric.agent.ways import NO_END, WORDS
 from fabric.ipam.assign import own_blocks
 from fabric.model.node import Node
 from fabric.model.workloadendpoint import EndpointPort, WorkloadEndpoint

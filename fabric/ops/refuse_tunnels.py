@@ -6,6 +6,7 @@ reason. Of other nodes it counts what their Nodes say; of this host, if it is a 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -106,16 +107,25 @@ async def _hidden(kv: KeyValueStore, before: _State, after: _State, steps: Seque
     own = {s.change.what: s for s in steps if s.change.kind == "WorkloadEndpoint"}
     others = [s for s in steps if _matters(s, None) or s.change.kind == "FelixConfiguration"]
     told = []
-    for node in after.nodes:
-        known = _covered(before, was, node)
-        for name, why in _covered(after, now, node).items():
+    published, earlier = _publishing(now), _publishing(was)
+    for node in sorted(published.keys() & after.nodes.keys()):
+        known = _covered(before, earlier.get(node, []), node)
+        for name, why in _covered(after, published[node], node).items():
             if known.get(name) != why and (step := own.get(name, next(iter(others), None))):
                 told.append(f"{step.change}: {'spec.ports' if name in own else name}: {why}")
     return told
 
 
-def _covered(state: _State, endpoints: Mapping[str, Resource | None], node: str) -> dict[str, str]:
-    there = [e for e in endpoints.values() if isinstance(e, WorkloadEndpoint) and e.spec.node == node]
+def _publishing(endpoints: Mapping[str, Resource | None]) -> Mapping[str, list[WorkloadEndpoint]]:
+    """Return the endpoints that publish anything, by their node."""
+    found = defaultdict[str, list[WorkloadEndpoint]](list)
+    for endpoint in endpoints.values():
+        if isinstance(endpoint, WorkloadEndpoint) and endpoint.spec.node and publish.of(endpoint):
+            found[endpoint.spec.node].append(endpoint)
+    return found
+
+
+def _covered(state: _State, there: Sequence[WorkloadEndpoint], node: str) -> dict[str, str]:
     alone = publish.published(there)[1]
     tunnelled = publish.published(there, state.cluster(node, state.pools.values()).received)[1]
     return {name: why for name, why in tunnelled.items() if alone.get(name) != why}

@@ -14,7 +14,7 @@ from bgp.peering import Here, Peering, StaticRoute, Uplink
 from bgp.rib import Path, Prefix, SessionSpec
 from fabric.agent.counts import LastCounts
 from fabric.agent.loc_rib import ROUNDS, Inputs, LocRib, loc_rib
-from fabric.agent.overlay import Ways
+from fabric.agent.ways import Ways
 from fabric.plan.encap import IPIP, VXLAN, Encap, Kind, Mode, Node, Pool
 from fabric.plan.routes import NextHop, Route, RouteKey
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from bgp.nexthop import Hop
 from bgp.peering import Here, Uplink
-from fabric.agent.overlay import Overlay, Row, Way
+from fabric.agent.overlay import Overlay, Row
 from fabric.agent.snapshot import Snapshot, fold
+from fabric.agent.ways import Way
 from fabric.ipam import block as blocks
 from fabric.ipam.records import AFFINITY_CONFIRMED
 from fabric.model.base import Resource

@@ -9,12 +9,13 @@ import pytest
 
 from bgp.rib import Notification, Path, SessionState, SessionStatus, Traffic
 from fabric.agent import report, report_bgp
-from fabric.agent.overlay import Overlay, Ways
+from fabric.agent.overlay import Overlay
 from fabric.agent.passes import Outcome
 from fabric.agent.report_bgp import Asked
 from fabric.agent.ribs import Ribs, lost
 from fabric.agent.snapshot import Snapshot
 from fabric.agent.state import State
+from fabric.agent.ways import Ways
 from fabric.errors import DataplaneError, NotFound
 from fabric.model.bgpfilter import BGPFilter
 from fabric.model.extensions import REQUIRED
