@@ -183,7 +183,9 @@ async def _pass(
         await passes.give_way()  # what is worked out in a thread takes the interpreter from an attach
     await read_secrets(state, again=read_back or bool(_missing_secrets(state)))
     await state.route()
-    await state.police(tidy=len(edited) == len(VERSIONS))
+    await passes.look()
+    state.raised(passes.held_tunnels)
+    await state.police(tidy=len(edited) == len(VERSIONS), localnet=passes.localnet)
     problems = state.policy_problems
     for name in sorted(problems.keys() - state.policy_told.keys()):
         log.error("policy", object=name, problem=problems[name])

@@ -143,6 +143,17 @@ class Passes:
         """What of this node's policy the kernel holds."""
         return self._rules
 
+    @property
+    def localnet(self) -> bool:
+        """Whether a link carries 127/8, as last read or written."""
+        return any(link.localnet for link in self._links.values())
+
+    async def look(self) -> None:
+        """Read which devices an earlier agent left, where that is not known yet: guards stand as long as these do."""
+        async with self._lock:
+            if not self._known:
+                await self._read_devices()
+
     async def counters(self, desired: Composed) -> Mapping[Version, Mapping[tuple[Place, int], Counter]]:
         """Return what the kernel has counted by now, for each rule that is in force as desired."""
         async with self._lock:
@@ -243,7 +254,7 @@ class Passes:
                     desired.routes, self._routes, in_sync=in_sync, scope=scope.prefixes if scope else None
                 )
                 outcome = outcome.then(_held_back(outcome.unpoliced, link_ops, route_ops))
-                outcome = outcome.then(_without_device(outcome.refused, route_ops))
+                outcome = outcome.then(_without_end(outcome.refused, route_ops, self._tunnels))
                 due_routes = [op for op in route_ops if op not in outcome.refused]
                 outcome = outcome.then(await self._change_routes(due_routes[:ROUTES_AT_ONCE]))
                 if len(due_routes) <= ROUTES_AT_ONCE:
@@ -261,17 +272,27 @@ class Passes:
             if op not in outcome.refused and not self._is_unwanted(op, desired)
         ]
         if why := outcome.unpoliced:  # what may come in by it is said there
-            return Outcome(refused={op: why for op in ops if isinstance(op, tunnels.Create)})
+            return Outcome(refused={op: why for op in ops if not isinstance(op, tunnels.Remove)})
         return await self._change_tunnels(ops)
 
     async def _lower_tunnels(self, desired: Desired, outcome: Outcome) -> Outcome:
-        """Take far ends away, and tunnels that nobody needs any more, be it here or where others have not heard yet."""
+        """Take far ends away, and tunnels that nobody needs any more, be it here or where others have not heard yet.
+
+        Where a route was refused, what it leads through stays.
+        """
         idle = await self._idle(self._tunnels.keys() - desired.tunnels.keys())
+        used = {
+            hop.device
+            for op in outcome.refused
+            if isinstance(op, routes.Replace | routes.Delete) and (held := self._routes.get(op.key))
+            for hop in held.next_hops
+        }
         ops = [
             op
             for op in tunnels.plan(desired.tunnels, self._tunnels, in_sync=desired.settled)
             if (op.name in idle if self._is_unwanted(op, desired) else isinstance(op, tunnels.Repair))
             and op not in outcome.refused
+            and op.name not in used
         ]
         return Outcome() if outcome.unpoliced else await self._change_tunnels(ops)
 
@@ -336,9 +357,12 @@ class Passes:
                     del self._routes[key]
         return outcome
 
-    async def _read(self) -> None:
+    async def _read_devices(self) -> None:
         self._links = {link.name: link for link in await self._driver.owned_links()}
         self._tunnels = {held.tunnel.name: held for held in await self._ends.owned()}
+
+    async def _read(self) -> None:
+        await self._read_devices()
         self._routes = {route.key: route for route in await self._fib.owned_routes()}
         self._known = True
 
@@ -370,17 +394,24 @@ def _held_back(
     return Outcome(refused=dict.fromkeys([*made.values(), *to], why))
 
 
-def _without_device(refused: Mapping[Op, DataplaneError], route_ops: Sequence[routes.Op]) -> Outcome:
-    """Where a tunnel or a link could not be made, refuse the routes through it for the same reason."""
-    missing = {op.tunnel.name: why for op, why in refused.items() if isinstance(op, tunnels.Create)}
+def _without_end(
+    refused: Mapping[Op, DataplaneError], route_ops: Sequence[routes.Op], held: Mapping[str, HostTunnel]
+) -> Outcome:
+    """Where a tunnel, a far end of one, or a link could not be made, refuse the routes to it for the same reason."""
+    missing = {op.name: why for op, why in refused.items() if isinstance(op, tunnels.Create)}
     missing |= {op.veth.name: why for op, why in refused.items() if isinstance(op, links.Create)}
-    found: dict[Op, DataplaneError] = {
-        op: missing[hop.device]
-        for op in route_ops
-        if missing and isinstance(op, routes.Replace)
-        for hop in op.route.next_hops
-        if hop.device in missing
+    ends = {
+        (op.name, far.address): why
+        for op, why in refused.items()
+        if isinstance(op, tunnels.Repair) and op.name in held
+        for far in op.tunnel.far - held[op.name].tunnel.far
     }
+    found: dict[Op, DataplaneError] = {}
+    for op in route_ops if missing or ends else ():
+        for hop in op.route.next_hops if isinstance(op, routes.Replace) else ():
+            device, end = hop.device or "", hop.gateway or op.key.prefix.network_address
+            if why := missing.get(device) or ends.get((device, end)):
+                found[op] = why
     return Outcome(refused=found)
 
 

@@ -119,10 +119,12 @@ def policing(
     *,
     tidy: bool = False,
     tunnels: Iterable[Tunnel] = (),
+    localnet: bool = False,
 ) -> Policing:
     """Return the policy of `node` whole; `known` is any answer of earlier: what did not change is taken from it.
 
     `tidy` has nothing in it that is there for workloads of lately. `tunnels` are those that stand, or are to.
+    `localnet` says that a link carries 127/8.
     """
     before = known.resources if known else Resources()
     workloads = snapshot.all(WorkloadEndpoint)
@@ -148,7 +150,7 @@ def policing(
         unread=_kept(tuple(snapshot.unread.values()), before.unread),
     )
     translated = translation.translation(
-        node, snapshot, host, tunnels, known.translated if known else None, tidy=tidy
+        node, snapshot, host, tunnels, known.translated if known else None, localnet=localnet
     )
     return _made(resources, elsewhere, here, _sites(node, snapshot, host), translated, known, tidy=tidy)
 

@@ -132,8 +132,11 @@ class State:
             for name, why in self.routing.overlay.waiting.items()
         }
 
-    async def police(self, *, tidy: bool = False) -> None:
-        """Work out this node's policy anew, in a thread: many policies take long, and attaches go on meanwhile."""
+    async def police(self, *, tidy: bool = False, localnet: bool = False) -> None:
+        """Work out this node's policy anew, in a thread: many policies take long, and attaches go on meanwhile.
+
+        `localnet` says that a link carries 127/8.
+        """
         async with self._policing:
             made = await asyncio.to_thread(
                 policing,
@@ -143,6 +146,7 @@ class State:
                 self.policing,
                 tidy=tidy,
                 tunnels=self.all_tunnels,
+                localnet=localnet,
             )
             # What was attached meanwhile is in force: who asks before the next pass must not take it for a stranger.
             self.policing = with_own(self.node, self.snapshot, made)
@@ -154,9 +158,10 @@ class State:
 
     @property
     def all_tunnels(self) -> tuple[Tunnel, ...]:
-        """Those that stand, wanted or not, and those that are to."""
-        wanted = {tunnel.name: tunnel for tunnel in self.routing.overlay.tunnels}
-        return tuple({**self.tunnels, **wanted}.values())
+        """Those that are to stand, and those that do and are not wanted, or not by that port."""
+        wanted = self.routing.overlay.tunnels
+        comes_by = {(tunnel.name, tunnel.port) for tunnel in wanted}
+        return (*wanted, *(one for one in self.tunnels.values() if (one.name, one.port) not in comes_by))
 
     def raised(self, tunnels: Mapping[str, Tunnel]) -> None:
         """Note which tunnels stand now."""

@@ -87,18 +87,17 @@ def translation(
     tunnels: Iterable[Tunnel],
     known: Translation | None,
     *,
-    tidy: bool = False,
+    localnet: bool = False,
 ) -> Translation:
     """Return what `node` wants, `known` itself where that is the same.
 
-    127/8 stays closed after the last port has gone, since its link goes later than the rules, until it is `tidy`.
+    127/8 stays closed after the last port has gone, since its link goes later than the rules: while `localnet`.
     """
     me = snapshot.get(Node, node)
     nodes = frozenset(address for one in snapshot.all(Node) for address in one.sends_from)
     tunnels = tuple(tunnels)
     ports, unpublished = publish.published(snapshot.endpoints(node), received(tunnels))
     local = frozenset(address for held in host.links.values() for address in held)
-    guarded = known is not None and (bool(known.publishing.ports) or (known.guarded and not tidy))
     outgoing = _outgoing(node, snapshot, nodes)
     made = Translation(
         outgoing,
@@ -106,7 +105,7 @@ def translation(
         nodes,
         {held.version: held.ip for held in me.addresses} if me else {},
         Publishing(ports, local, outgoing.inside),
-        bool(ports) or guarded,
+        bool(ports) or localnet,
         unpublished,
         _amiss(outgoing, host, node),
     )

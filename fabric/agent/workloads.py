@@ -236,7 +236,9 @@ class Workloads:
         )
         try:
             if self._state.policing is None:
-                await self._state.police()
+                await self._passes.look()
+                self._state.raised(self._passes.held_tunnels)
+                await self._state.police(localnet=self._passes.localnet)
             outcome = await self._passes.run(self._state.compute, scope=scope)
         except DataplaneError as err:  # the kernel could not even be read
             for asked in asking:

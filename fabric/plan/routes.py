@@ -68,6 +68,10 @@ class Replace:
 
     route: Route
 
+    @property
+    def key(self) -> RouteKey:
+        return self.route.key
+
 
 @dataclass(frozen=True, slots=True)
 class Delete:

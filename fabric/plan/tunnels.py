@@ -66,12 +66,20 @@ class Create:
 
     tunnel: Tunnel
 
+    @property
+    def name(self) -> str:
+        return self.tunnel.name
+
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """Bring an existing device to what it should be, without taking it down."""
 
     tunnel: Tunnel
+
+    @property
+    def name(self) -> str:
+        return self.tunnel.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,7 @@ def plan(
 
 
 def widened(desired: Mapping[str, Tunnel], actual: Mapping[str, HostTunnel]) -> dict[str, Tunnel]:
-    """Return `desired` with the far ends that are there still, but for what contradicts it: routes may lead to them.
+    """Return `desired` with the far ends that are there still, at their nodes as desired: routes may lead to them.
 
     What is planned of this comes before routes, and what is planned of `desired` after them.
     """
@@ -138,9 +146,9 @@ def _wider(tunnel: Tunnel, held: HostTunnel | None) -> Tunnel:
         return tunnel
     addresses, nodes = {far.address for far in tunnel.far}, {far.mac: far.node for far in tunnel.far}
     kept = {
-        far
+        replace(far, node=nodes.get(far.mac, far.node))
         for far in held.tunnel.far
-        if far.address not in addresses and nodes.get(far.mac, far.node) == far.node
+        if far.address not in addresses
     }
     return replace(tunnel, far=tunnel.far | kept)
 

@@ -142,7 +142,7 @@ class WholeNode:
         await self._pass()
 
     async def _pass(self) -> Outcome:
-        await self.state.police()
+        await self.state.police(localnet=self.passes.localnet)
         outcome = await self.passes.run(self.state.compute)
         assert not outcome.refused, outcome.refused
         return outcome
