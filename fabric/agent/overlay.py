@@ -307,15 +307,10 @@ def _narrow(inputs: Inputs, egress: int) -> Mapping[Encap, str]:
 def _unmade(inputs: Inputs, ways: Ways) -> Iterator[tuple[str, str]]:
     here = inputs.here
     for pool in ways.pools:
-        if here.name in _selected(inputs, pool) and (kind := _lacking(pool, here)):
-            name = encaps.Encap(kind, 4 if pool.prefix.version == 4 else 6).device
+        if here.name in _selected(inputs, pool) and (kind := encaps.lacking(pool, here.lacks)):
+            name = Encap(kind, pool.version).device
             yield name, f"the kernel has no {WORDS[kind]} (module {kind})"
     yield from ((e.device, why) for e, why in ways.narrow.items() if ways.asks(here.name, e))
-
-
-def _lacking(pool: Pool, node: Node) -> Kind | None:
-    """Return the kind of tunnel that the pool cannot do without, and the node's kernel has not."""
-    return pool.kind if {encap.kind for encap in encaps.possible(pool)} <= node.lacks else None
 
 
 def _tunnels(inputs: Inputs, ways: Ways, verdicts: _Verdicts, egress: int) -> Iterator[Tunnel]:
@@ -435,7 +430,7 @@ def _tell(inputs: Inputs, ways: Ways, verdicts: _Verdicts, said: _Said) -> None:
             lacks = inputs.nodes.get(found.blame, inputs.here).lacks
             said.say(found.blame, _no_tunnel(pool, found, lacks), waiting=found.waiting)
         # With every other node in its subnet it needs none now, but what it lacks is asked of it all the same.
-        if inputs.here.name in selected and (kind := _lacking(pool, inputs.here)):
+        if inputs.here.name in selected and (kind := encaps.lacking(pool, inputs.here.lacks)):
             name = inputs.here.name
             lost = Carried(None, f"the kernel of {name} has no {WORDS[kind]} (module {kind})", name)
             said.say(name, _no_tunnel(pool, lost, inputs.here.lacks))

@@ -24,7 +24,7 @@ from fabric.ops import findings, resources, tunnels
 from fabric.ops.change import Step, Verb, some
 from fabric.ops.findings import Cluster, Host
 from fabric.ops.tunnels import Trouble
-from fabric.plan import asked, publish
+from fabric.plan import asked, encap, publish
 from fabric.plan.encap import Kind
 from fabric.store.kv import KeyValueStore
 
@@ -172,7 +172,7 @@ def _wrong(pool: IPPool, state: _State, here: str, host: Host) -> _Wrong:
         if wanted.kind is None or not assign.selects(pool, node.metadata.labels):
             continue
         lacks = frozenset(host.missing_tunnels) if name == here else asked.node(node).lacks
-        if tunnels.missing(wanted, lacks):
+        if encap.lacking(wanted, lacks):
             lacking[name] = lacks
         if pool.spec.cidr.version not in {a.version for a in node.addresses}:
             endless.add(name)

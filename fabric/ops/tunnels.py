@@ -7,13 +7,12 @@ Each function yields the ids of findings with cause and cure; `pools` are those 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Final, TypeAlias
 
 from fabric.kernel.facts import Listener, Vxlan
 from fabric.model import extensions
 from fabric.plan import mtu as mtus
-from fabric.plan.encap import DEVICES, Encap, Kind, Pool, Version
+from fabric.plan.encap import DEVICES, Kind, Pool, lacking, possible
 
 Trouble: TypeAlias = tuple[str, str, str]
 
@@ -22,11 +21,7 @@ _FIELDS: Final[Mapping[Kind | None, str]] = {"ipip": "ipipMode", "vxlan": "vxlan
 
 def kinds(pools: Iterable[Pool]) -> frozenset[Kind]:
     """Return the kinds of tunnel that `pools` may use."""
-    found: set[Kind] = set()
-    for pool in pools:
-        if pool.kind:
-            found |= {pool.kind, "vxlan"} if pool.fallback else {pool.kind}
-    return frozenset(found)
+    return frozenset(encap.kind for pool in pools for encap in possible(pool))
 
 
 def field(pool: Pool) -> str:
@@ -34,17 +29,12 @@ def field(pool: Pool) -> str:
     return _FIELDS[pool.kind]
 
 
-def missing(pool: Pool, lacks: AbstractSet[str]) -> Kind | None:
-    """Return the kind of tunnel that `pool` cannot do without on a node that lacks the kinds `lacks`."""
-    return pool.kind if pool.kind and kinds([pool]) <= lacks else None
-
-
 def of_kernel(
     pools: Iterable[Pool], refused: Mapping[Kind, str], who: str = "this host"
 ) -> Iterator[Trouble]:
     """What the kernel has refused, in its words if they are known, counts where a pool cannot do without it."""
     for pool in pools:
-        if kind := missing(pool, refused.keys()):
+        if kind := lacking(pool, refused.keys()):
             said = f" ({refused[kind]})" if refused[kind] else ""
             cause = f"pool {pool.name} has {field(pool)}, and the kernel of {who} no module {kind}{said}"
             yield "FAB1002", cause, _instead(pool, kind, refused)
@@ -97,10 +87,13 @@ def of_ends(pools: Iterable[Pool], versions: Collection[int], who: str = "this n
 def of_room(pools: Iterable[Pool], link: str, mtu: int) -> Iterator[Trouble]:
     """`link`, with `mtu`, is the one that the node's packets leave by, or the smallest of them."""
     for pool in pools:
-        version: Version = 4 if pool.prefix.version == 4 else 6
-        overhead = max((Encap(kind, version).overhead for kind in kinds([pool])), default=0)
-        least = mtus.MINIMUM[version]
+        overhead = max((encap.overhead for encap in possible(pool)), default=0)
+        least = mtus.MINIMUM[pool.version]
         if mtu - overhead < least:
             tunnel = f", and {field(pool)} takes {overhead}" if overhead else ""
             cause = f"{link} has an MTU of {mtu}{tunnel}: {mtu - overhead} are left to pool {pool.name}"
-            yield "FAB1608", cause, f"IPv{version} needs {least}: give the link {least + overhead} or more"
+            yield (
+                "FAB1608",
+                cause,
+                f"IPv{pool.version} needs {least}: give the link {least + overhead} or more",
+            )

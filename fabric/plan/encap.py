@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -59,6 +60,10 @@ class Pool:
     fallback: bool = False
     name: str = ""
 
+    @property
+    def version(self) -> Version:
+        return 4 if self.prefix.version == 4 else 6
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -93,7 +98,7 @@ def encapsulation(pool: Pool, here: Node, there: Node, next_hop: Address) -> Enc
     kind = pool.kind
     if kind == "ipip" and pool.fallback and "ipip" in here.lacks | there.lacks:
         kind = "vxlan"
-    return Encap(kind, _version(pool))
+    return Encap(kind, pool.version)
 
 
 def possible(pool: Pool) -> frozenset[Encap]:
@@ -101,11 +106,12 @@ def possible(pool: Pool) -> frozenset[Encap]:
     if pool.kind is None or pool.mode == "Never":
         return frozenset()
     kinds: set[Kind] = {pool.kind, "vxlan"} if pool.fallback else {pool.kind}
-    return frozenset(Encap(kind, _version(pool)) for kind in kinds)
+    return frozenset(Encap(kind, pool.version) for kind in kinds)
 
 
-def _version(pool: Pool) -> Version:
-    return 4 if pool.prefix.version == 4 else 6
+def lacking(pool: Pool, lacks: AbstractSet[Kind]) -> Kind | None:
+    """Return the kind of tunnel that `pool` cannot do without on a node that lacks the kinds `lacks`."""
+    return pool.kind if {encap.kind for encap in possible(pool)} <= lacks else None
 
 
 def same_subnet(here: Node, address: Address) -> bool:
